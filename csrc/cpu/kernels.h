@@ -1,0 +1,71 @@
+// What one compiled instruction set offers, as a table of functions, and the choice among them.
+//
+// Work is cut into tasks that any thread may run; each writes only its own outputs and sums in a fixed order, so the
+// result does not depend on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "../params.h"
+
+namespace stc {
+
+// Buffers that the caller provides, in elements. Packed weights are made by `pack` before `forward` or `backward`;
+// partial sums are written by `backward` and added up by `reduce`.
+struct CpuBufferSizes {
+  int64_t gate_weights;        // T
+  int64_t transposed_weights;  // T; only backward without gradient_detach reads them
+  int64_t partial_weights;     // T, per sample; as large as gate_weights
+  int64_t partial_norms;       // double, per sample
+};
+
+template <class T>
+struct CpuBuffers {
+  T* gate_weights;
+  T* transposed_weights;  // null when not needed
+  T* partial_weights;
+  double* partial_norms;
+};
+
+template <class T>
+struct CpuKernels {
+  CpuBufferSizes (*buffer_sizes)(const Shape&);
+  // Tasks: convolution groups.
+  void (*pack)(const StcInputs<T>&, const CpuBuffers<T>&, int64_t begin, int64_t end);
+  // Tasks: samples x units (see ../plan.h). False when an initial spike of a task was neither 0 nor 1 in spiking mode;
+  // the outputs are then meaningless.
+  bool (*forward)(const StcForward<T>&, const CpuBuffers<T>&, int64_t begin, int64_t end);
+  void (*backward)(const StcBackward<T>&, const CpuBuffers<T>&, int64_t begin, int64_t end);
+  // Tasks: convolution groups.
+  void (*reduce)(const StcBackward<T>&, const CpuBuffers<T>&, int64_t begin, int64_t end);
+};
+
+// One instruction set.
+struct CpuCapability {
+  const char* name;
+  bool (*supported)();  // by the processor that runs
+  const CpuKernels<float>* float32;
+  const CpuKernels<double>* float64;
+};
+
+// Those compiled in, fastest first; the portable one is last and always supported. Ends with a null name.
+const CpuCapability* cpu_capabilities();
+
+// The one in use: the fastest supported, or the one named by the environment variable STC_CUDA_CPU_KERNEL.
+// Throws std::runtime_error when that names none that is compiled in and supported.
+const CpuCapability& cpu_capability();
+
+namespace portable {
+extern const CpuKernels<float> kFloat32;
+extern const CpuKernels<double> kFloat64;
+}  // namespace portable
+namespace avx2 {
+extern const CpuKernels<float> kFloat32;
+extern const CpuKernels<double> kFloat64;
+}  // namespace avx2
+namespace avx512 {
+extern const CpuKernels<float> kFloat32;
+extern const CpuKernels<double> kFloat64;
+}  // namespace avx512
+
+}  // namespace stc

@@ -1,0 +1,116 @@
+// One SIMD vector of scalars, by the vector extensions of GCC and Clang. Compiled once per instruction set: the file
+// that includes it defines STC_SIMD_NAMESPACE and STC_SIMD_BYTES (see kernels_*.cpp).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace stc::STC_SIMD_NAMESPACE {
+
+template <class T>
+struct IntegerLike;
+template <>
+struct IntegerLike<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerLike<double> {
+  using type = int64_t;
+};
+
+// The math policy of cell.h for a vector of `Lanes` values.
+template <class T>
+struct Simd {
+  using Scalar = T;
+  using Int = typename IntegerLike<T>::type;
+  static constexpr int kLanes = STC_SIMD_BYTES / sizeof(T);
+  typedef T Real __attribute__((vector_size(STC_SIMD_BYTES)));
+  typedef Int Mask __attribute__((vector_size(STC_SIMD_BYTES)));  // all ones = true, 0 = false
+  typedef int32_t Word __attribute__((vector_size(kLanes * 4)));  // one 32-bit word a lane
+
+  static Real broadcast(T x) { return Real{} + x; }
+
+  static Real load(const T* p) {
+    Real r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+  }
+  static void store(T* p, Real r) { std::memcpy(p, &r, sizeof r); }
+
+  // The first `count` lanes (all, when count >= kLanes); lanes past them load as 0.
+  static Real load(const T* p, int64_t count) {
+    if (count >= kLanes) return load(p);
+    Real r{};
+    std::memcpy(&r, p, count * sizeof(T));
+    return r;
+  }
+  static void store(T* p, Real r, int64_t count) {
+    if (count >= kLanes)
+      store(p, r);
+    else
+      std::memcpy(p, &r, count * sizeof(T));
+  }
+
+  static Real select(Mask mask, Real yes, Real no) { return mask ? yes : no; }
+
+  // Lane i of the result is lane from[i] of a and b put together.
+  static Real shuffle(Real a, Real b, Mask from) {
+#if defined(__clang__)
+    Real r;
+    for (int i = 0; i < kLanes; ++i) r[i] = from[i] < kLanes ? a[from[i]] : b[from[i] - kLanes];
+    return r;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+  }
+
+  static T sum(Real r) {
+    T total = 0;
+    for (int i = 0; i < kLanes; ++i) total += r[i];
+    return total;
+  }
+
+  static Word narrow(Mask mask) { return __builtin_convertvector(mask, Word); }
+
+  // e^x within 2 ulp for finite results. Saturates instead of overflowing (largest result about 2^127 or 2^1023), which
+  // is all a sigmoid needs; NaN stays NaN.
+  static Real exp(Real x) {
+    constexpr bool kSingle = sizeof(T) == 4;
+    constexpr T kMax = kSingle ? T(88.0) : T(709.0), kMin = kSingle ? T(-87.0) : T(-708.0);
+    x = select(x > kMax, broadcast(kMax), x);
+    x = select(x < kMin, broadcast(kMin), x);
+    // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^(mantissa bits) rounds to the nearest integer
+    constexpr T kRound = kSingle ? T(12582912.0) : T(6755399441055744.0);
+    constexpr T kLog2e = T(1.4426950408889634074);
+    constexpr T kLn2Hi = kSingle ? T(0.693359375) : T(6.93145751953125e-1);
+    constexpr T kLn2Lo = kSingle ? T(-2.12194440054690583e-4) : T(1.42860682030941723212e-6);
+    const Real shifted = x * kLog2e + kRound;
+    const Real n = shifted - kRound;
+    const Real r = (x - n * kLn2Hi) - n * kLn2Lo;
+    // Taylor: the remainder r^(d+1)/(d+1)! is below the rounding error
+    constexpr T kInverseFactorial[] = {1.0,          1.0,           1.0 / 2,        1.0 / 6,         1.0 / 24,
+                                       1.0 / 120,    1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                       1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+    constexpr int kDegree = kSingle ? 7 : 13;
+    Real p = broadcast(kInverseFactorial[kDegree]);
+    for (int k = kDegree - 1; k >= 0; --k) p = p * r + kInverseFactorial[k];
+    constexpr int kMantissa = kSingle ? 23 : 52;
+    constexpr Int kBias = kSingle ? 127 : 1023;
+    Mask bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    constexpr Int kRoundBits = kSingle ? Int(0x4B400000) : Int(0x4338000000000000);
+    bits = (bits - kRoundBits + kBias) << kMantissa;
+    Real scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+  }
+
+  // Only soft spikes need it, so it may be slow.
+  static Real atan(Real x) {
+    for (int i = 0; i < kLanes; ++i) x[i] = std::atan(x[i]);
+    return x;
+  }
+};
+
+}  // namespace stc::STC_SIMD_NAMESPACE

@@ -1,0 +1,27 @@
+"""stc-cuda: fused kernels for the Spatio-Temporal Circuit spiking neuron, as a PyTorch extension."""
+
+from __future__ import annotations
+
+from . import _ops as _ops  # registers the compiled backends
+from . import reference  # type: ignore[attr-defined]  # python_ref/ in the checkout
+from ._build import build_info
+from ._version import __version__
+from .backends import Backend, backend_names, register_backend
+from .config import STCConfig
+from .function import STCFunction
+from .functional import stc_lif, unpack_spikes
+from .neurons import STCLIF
+
+__all__ = [
+    "STCLIF",
+    "Backend",
+    "STCConfig",
+    "STCFunction",
+    "__version__",
+    "backend_names",
+    "build_info",
+    "reference",
+    "register_backend",
+    "stc_lif",
+    "unpack_spikes",
+]

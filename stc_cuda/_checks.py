@@ -1,0 +1,111 @@
+"""Every check of tensors given by the user, in one place and before any work.
+
+The operators trust what passes here and only guard memory safety themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .config import STCConfig
+
+STATE_DTYPES = (torch.float32, torch.float64)
+Pair = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def check_tensor(name: str, value: object, shape_hint: str) -> torch.Tensor:
+    """``value`` as a dense floating-point tensor, or an error that names ``name``."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor {shape_hint}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got a tensor of layout {value.layout}, expected a dense one; call .to_dense()")
+    if value.is_quantized:
+        raise TypeError(
+            f"{name}: got a quantized tensor ({value.dtype}), expected float32 or float64; call .dequantize()"
+        )
+    if value.dtype not in STATE_DTYPES:
+        hint = "call .float()" if not value.is_complex() else "complex spikes have no meaning"
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected torch.float32 or torch.float64; {hint}")
+    return value
+
+
+def _check_like(name: str, value: object, shape: tuple[int, ...], shape_hint: str, current: torch.Tensor) -> None:
+    tensor = check_tensor(name, value, shape_hint)
+    if tensor.device != current.device:
+        raise ValueError(f"{name}: got device {tensor.device}, expected {current.device}, the device of current")
+    if tensor.dtype != current.dtype:
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {current.dtype}, the dtype of current")
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(shape)} = {shape_hint}")
+
+
+def check_norm_pair(name: str, norm: object) -> Pair:
+    """A GroupNorm argument as ``(weight, bias)``; ``None`` becomes ``(None, None)``."""
+    if norm is None:
+        return None, None
+    if not isinstance(norm, (tuple, list)) or len(norm) != 2:
+        got = f"{type(norm).__name__} of length {len(norm)}" if isinstance(norm, (tuple, list)) else type(norm).__name__
+        raise TypeError(f"{name}: got {got}, expected a pair (weight [C], bias [C]) of tensors, or None for no norm")
+    return norm[0], norm[1]
+
+
+def check_call(
+    current: torch.Tensor,
+    temporal_weight: torch.Tensor,
+    spatial_weight: torch.Tensor,
+    v: torch.Tensor | None,
+    spikes: torch.Tensor | None,
+    current_norm: Pair,
+    temporal_norm: Pair,
+    spatial_norm: Pair,
+    config: STCConfig,
+) -> None:
+    """Checks one call of the STC recurrence.
+
+    Raises:
+        TypeError: something is not a dense float32/float64 tensor, or dtypes differ.
+        ValueError: ranks, shapes, groups or devices do not fit.
+    """
+    if not isinstance(config, STCConfig):
+        raise TypeError(f"config: got {type(config).__name__}, expected a stc_cuda.STCConfig")
+    check_tensor("current", current, "[T, N, C, H, W]")
+    if current.dim() != 5:
+        raise ValueError(
+            f"current: got {current.dim()} dimensions, shape {list(current.shape)}, expected 5: [T, N, C, H, W]"
+        )
+    channels, height, width = current.shape[2], current.shape[3], current.shape[4]
+    if channels < 1 or height < 1 or width < 1:
+        raise ValueError(f"current: got shape {list(current.shape)}, expected at least one channel, row and column")
+    for name, groups in (("groups", config.groups), ("norm_groups", config.resolved_norm_groups)):
+        if channels % groups:
+            raise ValueError(f"{name}: got {groups}, expected a divisor of the {channels} channels of current")
+
+    check_tensor("temporal_weight", temporal_weight, "[C, C/groups, K, K]")
+    if temporal_weight.dim() != 4:
+        raise ValueError(
+            f"temporal_weight: got {temporal_weight.dim()} dimensions, shape {list(temporal_weight.shape)}, "
+            "expected 4: [C, C/groups, K, K]"
+        )
+    kernel = temporal_weight.shape[3]
+    if kernel % 2 == 0:
+        raise ValueError(
+            f"temporal_weight: got kernel size {kernel}, expected an odd one, so that the map keeps its size"
+        )
+    weight_shape = (channels, channels // config.groups, kernel, kernel)
+    _check_like("temporal_weight", temporal_weight, weight_shape, "[C, C/groups, K, K]", current)
+    _check_like("spatial_weight", spatial_weight, weight_shape, "[C, C/groups, K, K] of temporal_weight", current)
+
+    state_shape = (current.shape[1], channels, height, width)
+    for name, state in (("v", v), ("spikes", spikes)):
+        if state is not None:
+            _check_like(name, state, state_shape, "[N, C, H, W], the state before the first step", current)
+
+    pairs = (("current_norm", current_norm), ("temporal_norm", temporal_norm), ("spatial_norm", spatial_norm))
+    for name, (weight, bias) in pairs:
+        if weight is None and bias is None:
+            continue
+        if weight is None or bias is None:
+            missing = "weight" if weight is None else "bias"
+            raise ValueError(f"{name}: got no {missing}, expected both weight and bias, or neither for no norm")
+        _check_like(f"{name} weight", weight, (channels,), "[C]", current)
+        _check_like(f"{name} bias", bias, (channels,), "[C]", current)

@@ -1,0 +1,73 @@
+"""The registry of backends: which implementation runs a call.
+
+A backend is a pair of functions with the signatures of the operators ``stc_cuda::stc_forward`` and
+``stc_cuda::stc_backward`` (see csrc/ops.cpp). Registering one is enough for ``backend="name"`` to work everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the recurrence.
+
+    Attributes:
+        name: what users pass as ``backend=``.
+        forward: called like ``torch.ops.stc_cuda.stc_forward``.
+        backward: called like ``torch.ops.stc_cuda.stc_backward``.
+        device_types: ``torch.device.type`` of the tensors it takes; empty = any.
+    """
+
+    name: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    device_types: frozenset[str]
+
+
+_BACKENDS: dict[str, Backend] = {}
+# The backend that "auto" stands for, by device type.
+_AUTO: dict[str, str] = {"cpu": "cpu", "cuda": "cuda"}
+
+
+def register_backend(backend: Backend) -> None:
+    """Makes ``backend`` selectable by name; a name can be registered once."""
+    if backend.name in _BACKENDS or backend.name == "auto":
+        raise ValueError(f"backend: {backend.name!r} is registered already")
+    _BACKENDS[backend.name] = backend
+
+
+def backend_names() -> list[str]:
+    """Names that ``backend=`` accepts, ``"auto"`` first."""
+    return ["auto", *sorted(_BACKENDS)]
+
+
+def select_backend(name: str, device: torch.device) -> Backend:
+    """The backend that runs tensors of ``device`` under the name given by the user.
+
+    ``"auto"`` means the compiled kernels of the device and never falls back to a slower path.
+
+    Raises:
+        ValueError: the name is unknown, or the backend does not take tensors of this device.
+        NotImplementedError: this build has no kernels for the device.
+    """
+    chosen = _AUTO.get(device.type, device.type) if name == "auto" else name
+    if chosen not in _BACKENDS:
+        if name == "auto" or name in _AUTO:
+            raise NotImplementedError(
+                f"backend: {name!r} was asked for tensors on {device}, and this build of stc_cuda has no kernels for "
+                f"{chosen!r}; move the tensors to the CPU, or pass backend='reference' for the slow PyTorch path"
+            )
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(map(repr, backend_names()))}")
+    backend = _BACKENDS[chosen]
+    if backend.device_types and device.type not in backend.device_types:
+        raise ValueError(
+            f"backend: {name!r} takes tensors on {' or '.join(sorted(backend.device_types))}, "
+            f"and current is on {device}"
+        )
+    return backend

@@ -1,0 +1,5 @@
+"""Spiking neurons as modules."""
+
+from .stclif import STCLIF
+
+__all__ = ["STCLIF"]

@@ -1,0 +1,72 @@
+"""What all neurons share: state between calls, step modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class SpikingNeuron(nn.Module):
+    """A module whose state lives between calls until :meth:`reset`.
+
+    The state is not part of ``state_dict``, of copies or of pickles; it follows ``.to()``. Subclasses name their state
+    tensors in ``state_names`` and implement :meth:`multi_step`.
+    """
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, step_mode: str) -> None:
+        super().__init__()
+        if step_mode not in ("s", "m"):
+            raise ValueError(f"step_mode: got {step_mode!r}, expected 's' (one step) or 'm' (a sequence)")
+        self.step_mode = step_mode
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the state: the next call starts from zero."""
+        for name in self.state_names:
+            setattr(self, name, None)
+
+    def detach(self) -> None:
+        """Keeps the state and cuts its autograd graph (truncated backpropagation through time)."""
+        for name in self.state_names:
+            state = getattr(self, name)
+            if state is not None:
+                setattr(self, name, state.detach())
+
+    def multi_step(self, x: Tensor) -> Tensor:
+        """Runs a sequence ``[T, N, C, H, W]`` and keeps the state after it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.step_mode == "m":
+            if x.dim() != 5:
+                raise ValueError(f"x: got shape {list(x.shape)}, expected [T, N, C, H, W] in step_mode 'm'")
+            return self.multi_step(x)
+        if x.dim() != 4:
+            raise ValueError(f"x: got shape {list(x.shape)}, expected [N, C, H, W] in step_mode 's'")
+        return self.multi_step(x.unsqueeze(0)).squeeze(0)
+
+    def _check_state(self, shape: tuple[int, ...]) -> None:
+        for name in self.state_names:
+            state = getattr(self, name)
+            if state is not None and tuple(state.shape) != shape:
+                raise ValueError(
+                    f"{name}: the state kept from the last call has shape {list(state.shape)}, and this input needs "
+                    f"{list(shape)}; call reset() before a new sequence"
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNeuron:
+        super()._apply(fn, recurse)
+        for name in self.state_names:
+            state = getattr(self, name)
+            if state is not None:
+                setattr(self, name, fn(state))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(dict.fromkeys(self.state_names))
+        return state
