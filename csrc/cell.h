@@ -54,8 +54,7 @@ struct StcLif {
     const Real s = fire(u, o);
     if (!o.detach_reset) grad_s += (o.hard_reset ? o.reset - u : Real{} - o.threshold) * grad_v;
     const Real through_reset = o.hard_reset ? grad_v * (Scalar(1) - s) : grad_v;
-    const Real grad_u =
-        through_reset + grad_s * SurrogateMath<Math>::derivative(o.surrogate, o.alpha, u - o.threshold);
+    const Real grad_u = through_reset + grad_s * SurrogateMath<Math>::derivative(o.surrogate, o.alpha, u - o.threshold);
 
     const Real gate_a = gate(a), gate_b = gate(b);
     Gradients g;

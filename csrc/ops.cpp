@@ -53,8 +53,8 @@ Surrogate parse_surrogate(std::string_view name) {
 }
 
 void require(const Tensor& x, const Tensor& current, at::IntArrayRef sizes, const char* name) {
-  TORCH_CHECK_VALUE(x.layout() == at::kStrided && x.device() == current.device(), name,
-                    ": expected a dense tensor on ", current.device());
+  TORCH_CHECK_VALUE(x.layout() == at::kStrided && x.device() == current.device(), name, ": expected a dense tensor on ",
+                    current.device());
   TORCH_CHECK_TYPE(x.scalar_type() == current.scalar_type(), name, ": got dtype ", x.scalar_type(), ", expected ",
                    current.scalar_type());
   TORCH_CHECK_VALUE(x.sizes() == sizes, name, ": got shape ", x.sizes(), ", expected ", sizes);
@@ -68,8 +68,8 @@ Shape check(const Tensors& x, const Options& o) {
   const Tensor& current = x.current;
   TORCH_CHECK_VALUE(current.layout() == at::kStrided && current.dim() == 5,
                     "current: expected a dense tensor [T, N, C, H, W]");
-  TORCH_CHECK_TYPE(current.scalar_type() == at::kFloat || current.scalar_type() == at::kDouble,
-                   "current: got dtype ", current.scalar_type(), ", expected float32 or float64");
+  TORCH_CHECK_TYPE(current.scalar_type() == at::kFloat || current.scalar_type() == at::kDouble, "current: got dtype ",
+                   current.scalar_type(), ", expected float32 or float64");
   const Shape shape{current.size(0), current.size(1), current.size(2),
                     current.size(3), current.size(4), x.temporal_weight.dim() == 4 ? x.temporal_weight.size(3) : 0,
                     o.groups,        o.norm_groups};
@@ -133,7 +133,7 @@ template <class T>
 StcInputs<T> inputs(const Tensors& x, const Parameters& p, const Shape& shape, const Options& o) {
   StcInputs<T> in{};
   in.shape = shape;
-  in.cell = {T(o.v_threshold),           T(o.v_reset.value_or(0)), T(o.alpha), parse_surrogate(o.surrogate),
+  in.cell = {T(o.v_threshold),      T(o.v_reset.value_or(0)), T(o.alpha), parse_surrogate(o.surrogate),
              o.v_reset.has_value(), o.detach_reset,           o.spiking};
   in.eps = o.eps;
   in.current = strided<T>(x.current);
@@ -193,8 +193,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_cpu(
   Tensor v_out = at::empty(sequence.slice(1), real);
   Tensor v_seq = at::empty(store_v_seq ? sequence : at::IntArrayRef(nothing), real);
   Tensor u = at::empty(save_for_backward ? sequence : at::IntArrayRef(nothing), real);
-  Tensor norm_stats = at::empty(save_for_backward ? at::IntArrayRef(stats) : at::IntArrayRef(nothing),
-                                real.dtype(at::kDouble));
+  Tensor norm_stats =
+      at::empty(save_for_backward ? at::IntArrayRef(stats) : at::IntArrayRef(nothing), real.dtype(at::kDouble));
   const Parameters parameters(x);
 
   with_scalar(current, [&](auto zero) {
@@ -214,8 +214,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_cpu(
     const CpuBufferSizes sizes = k.buffer_sizes(shape);
     const Tensor weights = at::empty({sizes.gate_weights}, real);
     const CpuBuffers<T> buffers{weights.mutable_data_ptr<T>(), nullptr, nullptr, nullptr};
-    at::parallel_for(0, shape.groups, 1,
-                     [&](int64_t begin, int64_t end) { k.pack(params.in, buffers, begin, end); });
+    at::parallel_for(0, shape.groups, 1, [&](int64_t begin, int64_t end) { k.pack(params.in, buffers, begin, end); });
     std::atomic<bool> binary{true};
     at::parallel_for(0, p.tasks, 1, [&](int64_t begin, int64_t end) {
       if (!k.forward(params, buffers, begin, end)) binary = false;
@@ -298,15 +297,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor partial_norms = at::empty({shape.samples * sizes.partial_norms}, real.dtype(at::kDouble));
     const CpuBuffers<T> buffers{gate.mutable_data_ptr<T>(), output<T>(transposed), output<T>(partial_weights),
                                 output<double>(partial_norms)};
-    at::parallel_for(0, shape.groups, 1,
-                     [&](int64_t begin, int64_t end) { k.pack(params.in, buffers, begin, end); });
-    at::parallel_for(0, p.tasks, 1,
-                     [&](int64_t begin, int64_t end) { k.backward(params, buffers, begin, end); });
-    at::parallel_for(0, shape.groups, 1,
-                     [&](int64_t begin, int64_t end) { k.reduce(params, buffers, begin, end); });
+    at::parallel_for(0, shape.groups, 1, [&](int64_t begin, int64_t end) { k.pack(params.in, buffers, begin, end); });
+    at::parallel_for(0, p.tasks, 1, [&](int64_t begin, int64_t end) { k.backward(params, buffers, begin, end); });
+    at::parallel_for(0, shape.groups, 1, [&](int64_t begin, int64_t end) { k.reduce(params, buffers, begin, end); });
   });
-  return {grad_current,   grad_temporal_weight, grad_spatial_weight, grad_v_before,  grad_spikes_before, norm_weight[0],
-          norm_bias[0],   norm_weight[1],       norm_bias[1],        norm_weight[2], norm_bias[2]};
+  return {grad_current, grad_temporal_weight, grad_spatial_weight, grad_v_before,  grad_spikes_before, norm_weight[0],
+          norm_bias[0], norm_weight[1],       norm_bias[1],        norm_weight[2], norm_bias[2]};
 }
 
 }  // namespace

@@ -59,12 +59,13 @@ struct StcInputs {
 template <class T>
 struct StcForward {
   StcInputs<T> in;
-  T* spikes;               // [T, N, C, H, W]
-  uint8_t* packed_spikes;  // [T, N, groups, H, W, ceil(C / groups / 8)], bit c % 8 of byte c / 8 = channel c of the group
-  T* v;                    // [N, C, H, W], after the last step
-  T* v_seq;                // [T, N, C, H, W], after the reset
-  T* u;                    // [T, N, C, H, W], before the reset; for backward
-  double* norm_stats;      // [T, N, norm_groups, kNorms, 2] = mean, 1 / sqrt(var + eps); for backward
+  T* spikes;  // [T, N, C, H, W]
+  uint8_t*
+      packed_spikes;   // [T, N, groups, H, W, ceil(C / groups / 8)], bit c % 8 of byte c / 8 = channel c of the group
+  T* v;                // [N, C, H, W], after the last step
+  T* v_seq;            // [T, N, C, H, W], after the reset
+  T* u;                // [T, N, C, H, W], before the reset; for backward
+  double* norm_stats;  // [T, N, norm_groups, kNorms, 2] = mean, 1 / sqrt(var + eps); for backward
 };
 
 template <class T>

@@ -92,7 +92,7 @@ struct PixelEvents {
   template <class T>
   void build(const Layout<T>& l, const uint32_t* words) {
     int32_t n_channels = 0, n_pixels = 0;
-    int32_t* bucket = scratch.data();                    // first slot of each spike count, after the prefix sum
+    int32_t* bucket = scratch.data();  // first slot of each spike count, after the prefix sum
     Pixel* row = reinterpret_cast<Pixel*>(bucket + l.in_group + 2);  // the row's pixels, unsorted
     static_assert(sizeof(Pixel) == 3 * sizeof(int32_t));
     for (int64_t y = 0; y < l.height; ++y) {
@@ -312,8 +312,8 @@ void dense_conv_row(const Layout<T>& l, const T* map, int64_t channels, int64_t 
                                     : vectors == 3 ? dense_kernel<T, 3>(pixels)
                                     : vectors == 2 ? dense_kernel<T, 2>(pixels)
                                                    : dense_kernel<T, 1>(pixels);
-      kernel(map + y * row_stride + begin * channel_stride, row_stride, channel_stride, channels, l.kernel,
-             weights + o, out_stride, out + begin * out_stride + o);
+      kernel(map + y * row_stride + begin * channel_stride, row_stride, channel_stride, channels, l.kernel, weights + o,
+             out_stride, out + begin * out_stride + o);
     }
     o += vectors * Layout<T>::kLanes;
   }

@@ -1,9 +1,10 @@
-// GroupNorm of channel planes: statistics, and the coefficients that apply it.
+// GroupNorm statistics of channel planes.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
+#include "../group_norm.h"
 #include "layout.h"
 
 namespace stc::STC_SIMD_NAMESPACE {
@@ -14,10 +15,6 @@ struct Planes {
   const T* base;
   int64_t stride;
   const T* operator[](int64_t c) const { return base + c * stride; }
-};
-
-struct Moments {
-  double mean = 0, rstd = 1;
 };
 
 // Sum of f(x) over a plane, by vectors, with single-precision partial sums kept short.
@@ -43,14 +40,6 @@ double plane_sum(const T* plane, int64_t pixels, F f) {
   return total;
 }
 
-// x minus a double-precision mean, without losing the digits of the mean that T does not hold.
-template <class T>
-struct Centre {
-  T high, low;
-  explicit Centre(double mean) : high(T(mean)), low(T(mean - double(high))) {}
-  typename Simd<T>::Real operator()(typename Simd<T>::Real x) const { return (x - high) - low; }
-};
-
 // Two passes; the first sums differences from one element, so that a large common offset costs no digits.
 template <class T>
 Moments moments(const Planes<T>& planes, int64_t first, int64_t channels, int64_t pixels, double eps) {
@@ -61,7 +50,7 @@ Moments moments(const Planes<T>& planes, int64_t first, int64_t channels, int64_
     sum += plane_sum(planes[c], pixels, [&](auto x) { return x - shift; });
   Moments m;
   m.mean = double(shift) + sum / count;
-  const Centre<T> centre(m.mean);
+  const Centre<Simd<T>> centre(m.mean);
   for (int64_t c = first; c < first + channels; ++c)
     squares += plane_sum(planes[c], pixels, [&](auto x) {
       const auto d = centre(x);
@@ -70,19 +59,5 @@ Moments moments(const Planes<T>& planes, int64_t first, int64_t channels, int64_
   m.rstd = 1.0 / std::sqrt(squares / count + eps);
   return m;
 }
-
-// GroupNorm of one channel: weight (x - mean) rstd + bias. The default is the identity, for a norm that is absent.
-template <class T>
-struct ChannelNorm {
-  Centre<T> centre{0};
-  T rstd = 1, weight = 1, bias = 0;
-
-  ChannelNorm() = default;
-  ChannelNorm(const Moments& m, T weight, T bias) : centre(m.mean), rstd(T(m.rstd)), weight(weight), bias(bias) {}
-
-  typename Simd<T>::Real standardise(typename Simd<T>::Real x) const { return centre(x) * rstd; }
-  typename Simd<T>::Real affine(typename Simd<T>::Real standardised) const { return standardised * weight + bias; }
-  typename Simd<T>::Real operator()(typename Simd<T>::Real x) const { return affine(standardise(x)); }
-};
 
 }  // namespace stc::STC_SIMD_NAMESPACE

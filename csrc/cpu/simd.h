@@ -89,9 +89,9 @@ struct Simd {
     const Real n = shifted - kRound;
     const Real r = (x - n * kLn2Hi) - n * kLn2Lo;
     // Taylor: the remainder r^(d+1)/(d+1)! is below the rounding error
-    constexpr T kInverseFactorial[] = {1.0,          1.0,           1.0 / 2,        1.0 / 6,         1.0 / 24,
-                                       1.0 / 120,    1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
-                                       1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+    constexpr T kInverseFactorial[] = {
+        1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+        1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
     constexpr int kDegree = kSingle ? 7 : 13;
     Real p = broadcast(kInverseFactorial[kDegree]);
     for (int k = kDegree - 1; k >= 0; --k) p = p * r + kInverseFactorial[k];

@@ -16,8 +16,7 @@
 // STC_TARGET("avx2,fma"): compile the functions that follow for these instructions, to the end of the file.
 #define STC_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define STC_TARGET(features) \
-  STC_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define STC_TARGET(features) STC_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define STC_TARGET_END STC_PRAGMA(clang attribute pop)
 #else
 #define STC_TARGET(features) STC_PRAGMA(GCC target(features))

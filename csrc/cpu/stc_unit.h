@@ -162,7 +162,7 @@ class Unit {
     return norm == kCurrent ? current : Planes<T>{z(norm - kTemporal, 0), l_.plane};
   }
 
-  ChannelNorm<T> channel_norm(int norm, const Moments& m, int64_t c) const {
+  ChannelNorm<V> channel_norm(int norm, const Moments& m, int64_t c) const {
     if (!in_.norm_weight[norm]) return {};
     return {m, in_.norm_weight[norm][first_channel_ + c], in_.norm_bias[norm][first_channel_ + c]};
   }
@@ -171,12 +171,12 @@ class Unit {
   const Layout<T> l_;
   int64_t n_ = 0, first_channel_ = 0, first_group_ = 0, first_norm_group_ = 0;
   PixelEvents events_;
-  Buffer<T> row_;           // one pixel-major row
-  Buffer<T> z_;             // [2][unit_channels][plane]
-  Buffer<T> y_;             // current, where it must be gathered
-  Buffer<uint32_t> words_;  // [conv_groups][words][plane]
-  Buffer<T> soft_;          // soft spikes [unit_channels][plane]
-  Buffer<T> soft_map_;      // soft spikes of a group, pixel-major with halo
+  Buffer<T> row_;             // one pixel-major row
+  Buffer<T> z_;               // [2][unit_channels][plane]
+  Buffer<T> y_;               // current, where it must be gathered
+  Buffer<uint32_t> words_;    // [conv_groups][words][plane]
+  Buffer<T> soft_;            // soft spikes [unit_channels][plane]
+  Buffer<T> soft_map_;        // soft spikes of a group, pixel-major with halo
   std::vector<char> silent_;  // [conv_groups]: not one spike in the group
 };
 
@@ -228,9 +228,9 @@ class ForwardUnit : Unit<T> {
   void update(int64_t t, int64_t c, const Moments (&m)[kNorms], const T* current) {
     const Layout<T>& l = this->l_;
     const auto options = p_.in.cell;
-    const ChannelNorm<T> norm_x = this->channel_norm(kCurrent, m[kCurrent], c);
-    const ChannelNorm<T> norm_a = this->channel_norm(kTemporal, m[kTemporal], c);
-    const ChannelNorm<T> norm_b = this->channel_norm(kSpatial, m[kSpatial], c);
+    const ChannelNorm<V> norm_x = this->channel_norm(kCurrent, m[kCurrent], c);
+    const ChannelNorm<V> norm_a = this->channel_norm(kTemporal, m[kTemporal], c);
+    const ChannelNorm<V> norm_b = this->channel_norm(kSpatial, m[kSpatial], c);
     const T *za = this->z(0, c), *zb = this->z(1, c);
     T* v = v_.data() + c * l.plane;
     const int64_t out = this->offset(t, c);
@@ -372,9 +372,9 @@ class BackwardUnit : Unit<T> {
                           const T* grad_v_seq, double (&product)[kNorms], double (&plain)[kNorms]) {
     const Layout<T>& l = this->l_;
     const auto options = p_.in.cell;
-    const ChannelNorm<T> norm_x = this->channel_norm(kCurrent, m[kCurrent], c);
-    const ChannelNorm<T> norm_a = this->channel_norm(kTemporal, m[kTemporal], c);
-    const ChannelNorm<T> norm_b = this->channel_norm(kSpatial, m[kSpatial], c);
+    const ChannelNorm<V> norm_x = this->channel_norm(kCurrent, m[kCurrent], c);
+    const ChannelNorm<V> norm_a = this->channel_norm(kTemporal, m[kTemporal], c);
+    const ChannelNorm<V> norm_b = this->channel_norm(kSpatial, m[kSpatial], c);
     const T *za = this->z(0, c), *zb = this->z(1, c), *u = p_.u + this->offset(t, c), *v = v_.data() + c * l.plane;
     T *grad_v = grad_v_.data() + c * l.plane, *grad_s = grad_s_.data() + c * l.plane;
     T *grad_x = grad(kCurrent, c), *grad_a = grad(kTemporal, c), *grad_b = grad(kSpatial, c);
@@ -410,14 +410,13 @@ class BackwardUnit : Unit<T> {
     }
   }
 
-  // Through a GroupNorm: (q - mean q - xhat mean(q xhat)) rstd with q = weight * grad; in place, or to `out`.
-  void differentiate_norm(const ChannelNorm<T>& norm, const T* x, T mean_grad, T mean_product, T* grad, T* out) {
+  // Through a GroupNorm; in place, or to `out`.
+  void differentiate_norm(const ChannelNorm<V>& norm, const T* x, T mean_grad, T mean_product, T* grad, T* out) {
     const Layout<T>& l = this->l_;
     for (int64_t i = 0; i < l.pixels; i += V::kLanes) {
       const int64_t left = l.pixels - i;
-      const Real q = V::load(grad + i) * norm.weight;
-      const Real result =
-          (q - mean_grad - norm.standardise(V::load(x + i, left)) * mean_product) * norm.rstd;
+      const Real xhat = norm.standardise(V::load(x + i, left));
+      const Real result = norm.backward(V::load(grad + i), xhat, mean_grad, mean_product);
       if (out)
         V::store(out + i, result, left);
       else
