@@ -32,15 +32,24 @@ def parallel_jobs() -> int:
     return max(1, min(gib_free) // GIB_PER_COMPILER)
 
 
+class Build(BuildExtension):
+    """Always asks ninja, which knows what is out of date (headers, flags), in a folder that outlives the build."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.force = True
+        self.build_temp = f"build/{sys.implementation.cache_tag}-torch-{torch.__version__}"
+
+
 version = re.search(r'__version__ = "(.+)"', Path("stc_cuda/_version.py").read_text())[1]
-source_lines = Path("csrc/sources.txt").read_text().splitlines()
-sources = [line.split()[1] for line in source_lines if line and not line.startswith("#")]
+listed = [line.split() for line in Path("csrc/sources.txt").read_text().splitlines() if not line.startswith("#")]
+sources = [path for part, path in listed if part in ("core", "torch")]
 
 if sys.platform == "win32":
     compile_args, link_args = ["/O2", "/openmp"], []
 else:
     link_args = ["-fopenmp"] if sys.platform == "linux" else []
-    compile_args = ["-O3", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math", *link_args]
+    compile_args = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", *link_args]
 
 os.environ.setdefault("MAX_JOBS", str(parallel_jobs()))
 # So that ninja is found, too, when this environment's Python is called by its path instead of being activated.
@@ -59,9 +68,5 @@ setup(
             extra_link_args=link_args,
         )
     ],
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
-    # Always ask ninja, which knows what is out of date, headers and flags included; one folder for each torch.
-    options={
-        "build_ext": {"force": True, "build_temp": f"build/{sys.implementation.cache_tag}-torch-{torch.__version__}"}
-    },
+    cmdclass={"build_ext": Build},
 )

@@ -28,7 +28,7 @@ struct StcLif {
   };
 
   // 1 + tanh z = 2 sigmoid(2 z), in (0, 2)
-  static STC_HD Real gate(Real z) { return Scalar(2) / (Scalar(1) + Math::exp(Scalar(-2) * z)); }
+  static STC_HD Real gate(Real z) { return Scalar(2) * Math::reciprocal(Scalar(1) + Math::exp(Scalar(-2) * z)); }
 
   static STC_HD Real fire(Real u, const Options& o) {
     if (o.spiking) return Math::select(u >= o.threshold, Real{} + Scalar(1), Real{});

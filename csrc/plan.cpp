@@ -3,17 +3,72 @@
 #include <numeric>
 
 namespace stc {
+namespace {
 
-Plan plan(const Shape& shape, Device, bool spiking) {
+constexpr int kRunPixels = 16, kMaxMap = 32, kMaxWarps = 16;
+constexpr int64_t kStaticBytes = 4 * 1024;  // more than the static shared memory of any persistent kernel
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// nullptr when the persistent kernels take the call.
+const char* why_not_persistent(const Shape& s, const Request& r) {
+  const int64_t in_group = s.channels / s.groups;
+  if (r.double_precision) return "double precision";
+  if (!r.spiking) return "soft spikes";
+  if (r.capability < 80) return "no tensor cores with fp32 sums before compute capability 8.0";
+  if (s.groups != s.norm_groups) return "groups differ from norm_groups";
+  if (in_group != 8 && in_group != 16) return "channels per group are neither 8 nor 16";
+  if (s.kernel != 3 && s.kernel != 5) return "the kernel size is neither 3 nor 5";
+  if (s.height > kMaxMap || s.width > kMaxMap) return "the map is larger than 32x32";
+  return nullptr;
+}
+
+void size_persistent(const Shape& s, const Request& r, Plan& p) {
+  const int64_t in_group = s.channels / s.groups, tiles = in_group / 8, taps = s.kernel * s.kernel;
+  const int64_t runs = s.height * ceil_div(s.width, kRunPixels);
+  p.runs_per_warp = runs <= kMaxWarps ? 1 : runs <= 2 * kMaxWarps ? 2 : 4;
+  p.warps = int(ceil_div(runs, p.runs_per_warp));
+  const int64_t membrane = p.runs_per_warp * tiles * p.warps * 32 * 16;
+  const int64_t weights = ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16;
+  p.resident_weights = kStaticBytes + membrane + weights <= r.shared_bytes_limit;
+  p.dynamic_bytes = membrane + (p.resident_weights ? weights : 0);
+}
+
+}  // namespace
+
+Plan plan(const Shape& shape, const Request& request) {
   Plan p{};
-  p.kernel = spiking ? KernelKind::kEvent : KernelKind::kDense;
   p.units = std::gcd(shape.groups, shape.norm_groups);
   p.unit_channels = shape.channels / p.units;
   p.tasks = shape.samples * p.units;
   p.packed_bytes = (shape.channels / shape.groups + 7) / 8;
+  if (request.device == Device::kCpu) {
+    p.kernel = request.spiking ? KernelKind::kEvent : KernelKind::kDense;
+    p.reason = request.spiking ? "spikes are bits" : "soft spikes";
+    return p;
+  }
+  p.reason = why_not_persistent(shape, request);
+  if (!p.reason) {
+    size_persistent(shape, request, p);
+    if (kStaticBytes + p.dynamic_bytes > request.shared_bytes_limit) p.reason = "too little shared memory";
+  }
+  p.kernel = p.reason ? KernelKind::kGeneral : KernelKind::kPersistent;
+  if (!p.reason) p.reason = "8 or 16 channels a group on a map up to 32x32";
   return p;
 }
 
-const char* name(KernelKind kernel) { return kernel == KernelKind::kEvent ? "event" : "dense"; }
+const char* name(KernelKind kernel) {
+  switch (kernel) {
+    case KernelKind::kEvent:
+      return "event";
+    case KernelKind::kDense:
+      return "dense";
+    case KernelKind::kPersistent:
+      return "persistent";
+    case KernelKind::kGeneral:
+      return "general";
+  }
+  return "?";
+}
 
 }  // namespace stc

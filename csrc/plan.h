@@ -7,22 +7,39 @@
 
 namespace stc {
 
-enum class Device : int { kCpu };
+enum class Device : int { kCpu, kCuda };
 
 enum class KernelKind : int {
-  kEvent,  // spikes are bits: the gate convolutions add the weights of each spike
-  kDense,  // soft spikes are real numbers: ordinary convolutions
+  kEvent,       // CPU: spikes are bits; the gate convolutions add the weights of each spike
+  kDense,       // CPU: soft spikes are real numbers; ordinary convolutions
+  kPersistent,  // CUDA: one thread block runs all steps of a (sample, group) with its state on chip
+  kGeneral,     // CUDA: two launches a step, state in global memory, any shape
+};
+
+// What a call asks for beside its shape, and what the device allows.
+struct Request {
+  Device device = Device::kCpu;
+  bool double_precision = false;
+  bool spiking = true;
+  int capability = 0;              // CUDA: 10 * major + minor
+  int64_t shared_bytes_limit = 0;  // CUDA: shared memory that one block may have
 };
 
 struct Plan {
   KernelKind kernel;
+  const char* reason;     // why this one, for people
   int64_t units;          // independent sets of channels of one sample: gcd(groups, norm_groups)
   int64_t unit_channels;  // channels of a unit
   int64_t tasks;          // samples x units
   int64_t packed_bytes;   // of a pixel of a convolution group, in packed spikes
+  // of the persistent kernels
+  int runs_per_warp;      // runs of 16 pixels that a warp owns: 1, 2 or 4
+  int warps;              // of a block
+  bool resident_weights;  // in shared memory; else they stream through the first-level cache
+  int64_t dynamic_bytes;  // dynamic shared memory of a block
 };
 
-Plan plan(const Shape& shape, Device device, bool spiking);
+Plan plan(const Shape& shape, const Request& request);
 
 const char* name(KernelKind kernel);
 

@@ -78,26 +78,25 @@ struct PixelEvents {
   std::vector<Pixel> pixels;      // with at least one spike, row by row
   std::vector<int32_t> channels;  // firing channels
   std::vector<int32_t> row_begin;
-  std::vector<int32_t> scratch;
+  std::vector<int32_t> bucket;  // of one row: first slot of each spike count
+  std::vector<Pixel> row;       // of one row, unsorted
 
   template <class T>
   void reserve(const Layout<T>& l) {
     pixels.resize(l.pixels);
     channels.resize(l.pixels * l.in_group);
     row_begin.resize(l.height + 1);
-    scratch.resize(l.in_group + 2 + 3 * l.width);
+    bucket.resize(l.in_group + 2);
+    row.resize(l.width);
   }
 
   // words: [l.words][l.plane], bit c % 32 of word c / 32 = channel c
   template <class T>
   void build(const Layout<T>& l, const uint32_t* words) {
     int32_t n_channels = 0, n_pixels = 0;
-    int32_t* bucket = scratch.data();  // first slot of each spike count, after the prefix sum
-    Pixel* row = reinterpret_cast<Pixel*>(bucket + l.in_group + 2);  // the row's pixels, unsorted
-    static_assert(sizeof(Pixel) == 3 * sizeof(int32_t));
     for (int64_t y = 0; y < l.height; ++y) {
       row_begin[y] = n_pixels;
-      std::fill_n(bucket, l.in_group + 2, 0);
+      std::fill(bucket.begin(), bucket.end(), 0);
       int32_t found = 0;
       for (int64_t x = 0; x < l.width; ++x) {
         const int32_t first = n_channels;

@@ -50,10 +50,10 @@ Moments moments(const Planes<T>& planes, int64_t first, int64_t channels, int64_
     sum += plane_sum(planes[c], pixels, [&](auto x) { return x - shift; });
   Moments m;
   m.mean = double(shift) + sum / count;
-  const Centre<Simd<T>> centre(m.mean);
+  const Statistics<Simd<T>> statistics(m);
   for (int64_t c = first; c < first + channels; ++c)
     squares += plane_sum(planes[c], pixels, [&](auto x) {
-      const auto d = centre(x);
+      const auto d = statistics.centre(x);
       return d * d;
     });
   m.rstd = 1.0 / std::sqrt(squares / count + eps);

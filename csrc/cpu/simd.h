@@ -106,6 +106,8 @@ struct Simd {
     return p * scale;
   }
 
+  static Real reciprocal(Real x) { return T(1) / x; }
+
   // Only soft spikes need it, so it may be slow.
   static Real atan(Real x) {
     for (int i = 0; i < kLanes; ++i) x[i] = std::atan(x[i]);

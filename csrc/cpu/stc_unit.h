@@ -164,7 +164,7 @@ class Unit {
 
   ChannelNorm<V> channel_norm(int norm, const Moments& m, int64_t c) const {
     if (!in_.norm_weight[norm]) return {};
-    return {m, in_.norm_weight[norm][first_channel_ + c], in_.norm_bias[norm][first_channel_ + c]};
+    return {Statistics<V>(m), in_.norm_weight[norm][first_channel_ + c], in_.norm_bias[norm][first_channel_ + c]};
   }
 
   const StcInputs<T>& in_;
