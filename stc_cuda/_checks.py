@@ -39,6 +39,28 @@ def _check_like(name: str, value: object, shape: tuple[int, ...], shape_hint: st
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(shape)} = {shape_hint}")
 
 
+def check_layer_input(x: object, step_mode: str, in_channels: int, weight: torch.Tensor) -> None:
+    """The input of a layer whose feed-forward convolution has ``weight``.
+
+    Raises:
+        TypeError: not a dense floating-point tensor, or not of the layer's dtype.
+        ValueError: rank, channels or device do not fit.
+    """
+    hint = "[T, N, C, H, W]" if step_mode == "m" else "[N, C, H, W]"
+    tensor = check_tensor("x", x, hint)
+    if tensor.dim() != (5 if step_mode == "m" else 4):
+        raise ValueError(f"x: got shape {list(tensor.shape)}, expected {hint} in step_mode {step_mode!r}")
+    if tensor.shape[-3] != in_channels:
+        raise ValueError(
+            f"x: got {tensor.shape[-3]} channels, shape {list(tensor.shape)}, "
+            f"expected {in_channels}, the in_channels of the layer"
+        )
+    if tensor.device != weight.device:
+        raise ValueError(f"x: got device {tensor.device}, expected {weight.device}, the device of the layer")
+    if tensor.dtype != weight.dtype:
+        raise TypeError(f"x: got dtype {tensor.dtype}, expected {weight.dtype}, the dtype of the layer")
+
+
 def check_norm_pair(name: str, norm: object) -> Pair:
     """A GroupNorm argument as ``(weight, bias)``; ``None`` becomes ``(None, None)``."""
     if norm is None:
@@ -109,3 +131,11 @@ def check_call(
             raise ValueError(f"{name}: got no {missing}, expected both weight and bias, or neither for no norm")
         _check_like(f"{name} weight", weight, (channels,), "[C]", current)
         _check_like(f"{name} bias", bias, (channels,), "[C]", current)
+
+
+def check_binary(spikes: torch.Tensor | None, spiking: bool) -> None:
+    """Initial spikes must be 0 or 1 in spiking mode. Compiled kernels find out while they pack them into bits."""
+    if spikes is None or not spiking or torch.compiler.is_compiling():
+        return
+    if not bool(((spikes == 0) | (spikes == 1)).all()):
+        raise ValueError("spikes: got values other than 0 and 1, expected 0/1 spikes unless spiking=False")

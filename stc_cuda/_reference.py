@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import reference
 from ._bits import pack_spikes
+from ._checks import check_binary
 from .backends import Backend, register_backend
 from .config import STCConfig
 
@@ -17,6 +18,7 @@ Inputs = tuple[Tensor | None, ...]
 
 def call(inputs: Inputs, config: STCConfig) -> tuple[Tensor, ...]:
     """Runs the reference under ordinary autograd; ``inputs`` are the eleven tensors of ``STCFunction``."""
+    check_binary(inputs[4], config.spiking)
     return _run(
         inputs,
         (
@@ -74,6 +76,7 @@ def _run(
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     inputs, options = args[:11], args[11:19]
+    check_binary(inputs[4], spiking=options[7])
     store_v_seq, packed_spikes, _ = args[19:]
     with torch.no_grad():
         outputs = _run(inputs, options, store_v_seq=store_v_seq, packed_spikes=packed_spikes)

@@ -12,7 +12,7 @@ SURROGATE_ALPHA: dict[str, float] = {"sigmoid": 4.0, "atan": 2.0}
 def _require_finite(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # a comparison, which torch.compile can trace for a symbolic number
         raise ValueError(f"{name}: got {value}, expected a finite number")
 
 

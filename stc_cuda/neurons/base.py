@@ -12,10 +12,12 @@ class SpikingNeuron(nn.Module):
     """A module whose state lives between calls until :meth:`reset`.
 
     The state is not part of ``state_dict``, of copies or of pickles; it follows ``.to()``. Subclasses name their state
-    tensors in ``state_names`` and implement :meth:`multi_step`.
+    tensors in ``state_names`` and what they record of the last call in ``record_names``, and implement
+    :meth:`check_input` and :meth:`multi_step`.
     """
 
     state_names: tuple[str, ...] = ()
+    record_names: tuple[str, ...] = ()
 
     def __init__(self, step_mode: str) -> None:
         super().__init__()
@@ -26,12 +28,12 @@ class SpikingNeuron(nn.Module):
 
     def reset(self) -> None:
         """Forgets the state: the next call starts from zero."""
-        for name in self.state_names:
+        for name in self.state_names + self.record_names:
             setattr(self, name, None)
 
     def detach(self) -> None:
         """Keeps the state and cuts its autograd graph (truncated backpropagation through time)."""
-        for name in self.state_names:
+        for name in self.state_names + self.record_names:
             state = getattr(self, name)
             if state is not None:
                 setattr(self, name, state.detach())
@@ -40,14 +42,13 @@ class SpikingNeuron(nn.Module):
         """Runs a sequence ``[T, N, C, H, W]`` and keeps the state after it."""
         raise NotImplementedError
 
+    def check_input(self, x: Tensor) -> None:
+        """Raises a clear error for an input that does not fit the layer and its ``step_mode``."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.step_mode == "m":
-            if x.dim() != 5:
-                raise ValueError(f"x: got shape {list(x.shape)}, expected [T, N, C, H, W] in step_mode 'm'")
-            return self.multi_step(x)
-        if x.dim() != 4:
-            raise ValueError(f"x: got shape {list(x.shape)}, expected [N, C, H, W] in step_mode 's'")
-        return self.multi_step(x.unsqueeze(0)).squeeze(0)
+        self.check_input(x)
+        return self.multi_step(x) if self.step_mode == "m" else self.multi_step(x.unsqueeze(0)).squeeze(0)
 
     def _check_state(self, shape: tuple[int, ...]) -> None:
         for name in self.state_names:
@@ -60,7 +61,7 @@ class SpikingNeuron(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpikingNeuron:
         super()._apply(fn, recurse)
-        for name in self.state_names:
+        for name in self.state_names + self.record_names:
             state = getattr(self, name)
             if state is not None:
                 setattr(self, name, fn(state))
@@ -68,5 +69,5 @@ class SpikingNeuron(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state.update(dict.fromkeys(self.state_names))
+        state.update(dict.fromkeys(self.state_names + self.record_names))
         return state

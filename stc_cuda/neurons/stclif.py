@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from .._checks import check_layer_input
 from ..config import STCConfig
 from ..functional import run_stc
 from ..surrogate import as_surrogate
@@ -46,6 +47,7 @@ class STCLIF(SpikingNeuron):
     """
 
     state_names = ("v", "spikes")
+    record_names = ("v_seq",)
     v: Tensor | None
     spikes: Tensor | None
     v_seq: Tensor | None
@@ -91,9 +93,14 @@ class STCLIF(SpikingNeuron):
             conv = nn.Conv2d(inputs, channels, kernel_size, padding=kernel_size // 2, groups=conv_groups, bias=False)
             return nn.Sequential(conv, nn.GroupNorm(groups, channels, eps=self.config.eps))
 
+        self.in_channels = in_channels
         self.conv_x = pathway(in_channels, 1)
         self.conv_h = pathway(channels, groups)
         self.conv_v = pathway(channels, groups)
+
+    def check_input(self, x: Tensor) -> None:
+        weight: Tensor = self.conv_x[0].weight  # type: ignore[assignment]
+        check_layer_input(x, self.step_mode, self.in_channels, weight)
 
     def multi_step(self, x: Tensor) -> Tensor:
         conv_x, norm_x = _conv_and_norm(self.conv_x)
@@ -106,8 +113,8 @@ class STCLIF(SpikingNeuron):
         spike_seq, v, *v_seq = run_stc(current, conv_h.weight, conv_v.weight, self.v, self.spikes, norms, self.config)
         self.v = v
         if steps:
-            # A copy of the last step, so that the state does not keep the whole sequence alive.
-            self.spikes = spike_seq[-1].clone() if steps > 1 else spike_seq[-1]
+            # A copy, so that the state neither keeps the whole sequence alive nor changes with the caller's output.
+            self.spikes = spike_seq[-1].clone()
         self.v_seq = v_seq[0] if v_seq else None
         return spike_seq
 
