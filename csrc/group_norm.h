@@ -12,8 +12,8 @@ struct Moments {
   double rstd = 1;  // 1 / sqrt(variance + eps)
 };
 
-// The same as scalars: xhat = (x - mean) rstd with mean = high + low, because a single-precision mean of values far from
-// zero would lose the digits that matter.
+// The same as scalars: xhat = (x - mean) rstd with mean = high + low, because a single-precision mean of values far
+// from zero would lose the digits that matter.
 template <class Math>
 struct Statistics {
   using Real = typename Math::Real;

@@ -3,6 +3,7 @@
 #include "ops.h"
 
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 
 #include <atomic>
 #include <type_traits>
@@ -70,3 +71,10 @@ struct CpuRunner {
 TORCH_LIBRARY(stc_cuda, m) { stc::define_operators(m); }
 
 TORCH_LIBRARY_IMPL(stc_cuda, CPU, m) { stc::implement_operators<stc::CpuRunner>(m); }
+
+// The derivative lives in stc_cuda.STCFunction. Whoever differentiates an operator itself, or the derivative once more,
+// gets an error instead of silent zeros.
+TORCH_LIBRARY_IMPL(stc_cuda, Autograd, m) {
+  m.impl("stc_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("stc_backward", torch::autograd::autogradNotImplementedFallback());
+}

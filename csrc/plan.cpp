@@ -1,12 +1,14 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <numeric>
 
 namespace stc {
 namespace {
 
 constexpr int kRunPixels = 16, kMaxMap = 32, kMaxWarps = 16;
-constexpr int64_t kStaticBytes = 4 * 1024;  // more than the static shared memory of any persistent kernel
+// No less than the static shared memory of the persistent kernels.
+constexpr int64_t kStaticForward = 3328, kStaticBackward = 4352;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -29,8 +31,16 @@ void size_persistent(const Shape& s, const Request& r, Plan& p) {
   p.runs_per_warp = runs <= kMaxWarps ? 1 : runs <= 2 * kMaxWarps ? 2 : 4;
   p.warps = int(ceil_div(runs, p.runs_per_warp));
   const int64_t membrane = p.runs_per_warp * tiles * p.warps * 32 * 16;
+  if (r.backward) {
+    // the sums of the warps and, for the transposed convolutions, z' of four channels as three bf16 numbers share one
+    // place
+    const int64_t sums = kMaxWarps * in_group * 6 * 4;
+    const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + kRunPixels;
+    p.dynamic_bytes = membrane + std::max(sums, r.attached ? ceil_div(3 * area * 4 * 2, 16) * 16 : 0);
+    return;
+  }
   const int64_t weights = ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16;
-  p.resident_weights = kStaticBytes + membrane + weights <= r.shared_bytes_limit;
+  p.resident_weights = kStaticForward + membrane + weights <= r.shared_bytes_limit;
   p.dynamic_bytes = membrane + (p.resident_weights ? weights : 0);
 }
 
@@ -50,7 +60,8 @@ Plan plan(const Shape& shape, const Request& request) {
   p.reason = why_not_persistent(shape, request);
   if (!p.reason) {
     size_persistent(shape, request, p);
-    if (kStaticBytes + p.dynamic_bytes > request.shared_bytes_limit) p.reason = "too little shared memory";
+    const int64_t fixed = request.backward ? kStaticBackward : kStaticForward;
+    if (fixed + p.dynamic_bytes > request.shared_bytes_limit) p.reason = "too little shared memory";
   }
   p.kernel = p.reason ? KernelKind::kGeneral : KernelKind::kPersistent;
   if (!p.reason) p.reason = "8 or 16 channels a group on a map up to 32x32";

@@ -21,6 +21,8 @@ struct Request {
   Device device = Device::kCpu;
   bool double_precision = false;
   bool spiking = true;
+  bool backward = false;
+  bool attached = false;           // backward through the spikes that enter the gate convolutions
   int capability = 0;              // CUDA: 10 * major + minor
   int64_t shared_bytes_limit = 0;  // CUDA: shared memory that one block may have
 };

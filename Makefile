@@ -1,0 +1,72 @@
+# Everything runs in a virtual environment of its own, made on first use and brought up to date when sources change.
+#   make PYTHON=python3.12 TORCH=torch      another Python, another torch (any pip requirement)
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+CMAKE_ARGS ?=
+PYTEST_ARGS ?= -n 2
+BENCH_ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+export PATH := $(BIN):$(PATH)
+
+WITH_TORCH := $(VENV)/.with-$(TORCH)
+PACKAGE := setup.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
+CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test lint ctest bench format clean
+
+help:
+	@echo 'make demo    train a small video predictor on the CPU and draw what it predicts (demo_out/)'
+	@echo 'make test    lint, C++ tests, Python tests'
+	@echo 'make lint    ruff, mypy, clang-format'
+	@echo 'make bench   time the compiled kernels beside the reference'
+	@echo 'make format  apply ruff and clang-format'
+	@echo 'make clean   remove what was built, except the virtual environment'
+
+demo: $(VENV)/.for-demo
+	@$(BIN)/python -m stc_cuda.demo
+
+bench: $(VENV)/.for-demo
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+test: lint ctest
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.for-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+ctest: $(VENV)/.for-test
+	@$(BIN)/cmake -S . -B build/cmake -G Ninja -DPython3_EXECUTABLE=$(BIN)/python $(CMAKE_ARGS) > /dev/null
+	@$(BIN)/cmake --build build/cmake -- --quiet
+	@$(BIN)/ctest --test-dir build/cmake --output-on-failure
+
+format: $(VENV)/.for-test
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf build dist *.egg-info stc_cuda/*.so demo_out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f $(VENV)/.for-*
+
+$(WITH_TORCH):
+	@echo 'Making $(VENV) with $(TORCH)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install '$(TORCH)' 'setuptools>=77' ninja
+	@rm -f $(VENV)/.with-*
+	@touch '$@'
+
+$(VENV)/.for-demo: $(WITH_TORCH) $(PACKAGE)
+	@echo 'Compiling stc_cuda into $(VENV)'
+	@$(PIP) install --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/.for-test: $(WITH_TORCH) $(PACKAGE)
+	@echo 'Compiling stc_cuda into $(VENV), with the tools for its tests'
+	@$(PIP) install --no-build-isolation -e '.[demo,test,dev]'
+	@touch $(VENV)/.for-demo $@
