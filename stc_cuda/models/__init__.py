@@ -1,0 +1,6 @@
+"""Networks made of the neurons."""
+
+from .patches import frames_to_patches, patches_to_frames
+from .predictor import SpikingPredictor
+
+__all__ = ["SpikingPredictor", "frames_to_patches", "patches_to_frames"]

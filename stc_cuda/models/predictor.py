@@ -1,0 +1,231 @@
+"""The video predictor of the STC paper: stacked spiking layers, one step per frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..neurons import STCLIF
+from ..neurons.base import SpikingNeuron
+from .patches import frames_to_patches, patches_to_frames
+
+#: Layers that the predictor can be made of. An entry is called like :class:`stc_cuda.STCLIF`.
+NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"stclif": STCLIF}
+
+_FAMILY = ("lif", "plif", "glif", "tclif", "lmh", "stclif", "stcplif", "stclmh")
+
+
+class SpikingPredictor(nn.Module):
+    """Predicts the next frames of a video with a stack of spiking layers.
+
+    A frame is cut into patches, runs through the layers as one step of their recurrence, and a bias-free 1x1
+    convolution of the last layer's spikes is the prediction of the next frame. The first ``T_in`` frames are given;
+    afterwards the network sees its own predictions, or true frames where a ``teacher_mask`` says so.
+
+    Architecture, arithmetic and state-dict keys (``cell_list.{i}.conv_x.0.weight``, ..., ``conv_last.weight``) are
+    those of the authors' models, so that their checkpoints load strictly. Source: "Autaptic Synaptic Circuit Enhances
+    Spatio-temporal Predictive Learning of Spiking Neural Networks", ICML 2024.
+
+    No state outlives a call: every call starts from zero and leaves nothing behind.
+
+    Args:
+        neuron: name of the layers' neuron: ``"stclif"``.
+        in_shape: ``(T_in, C, H, W)``: frames given, channels, height and width in pixels. Height and width may differ.
+        out_frames: T_out, frames to predict after the given ones.
+        hidden: channels of each layer; each divisible by ``groups``.
+        patch_size: side of a patch in pixels; divides H and W. The layers' map is ``[H/p, W/p]``.
+        kernel_size: K of all the layers' convolutions, odd.
+        groups: groups of the recurrent convolutions and of the norms.
+        gradient_detach: no gradient through the spikes that enter the recurrent convolutions; the authors have
+            ``False`` for Moving MNIST, ``True`` for TaxiBJ and KTH.
+        backend: see :func:`stc_cuda.stc_lif`.
+
+    Raises:
+        ValueError: an argument is out of range, or this version has no layer of that name.
+        TypeError: an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        neuron: str = "stclif",
+        in_shape: Sequence[int] = (10, 1, 64, 64),
+        out_frames: int = 10,
+        hidden: Sequence[int] = (256, 256, 256),
+        patch_size: int = 2,
+        kernel_size: int = 5,
+        groups: int = 16,
+        gradient_detach: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        layer = _layer_class(neuron)
+        in_shape = _check_counts("in_shape", in_shape, "(T_in, C, H, W)")
+        if len(in_shape) != 4:
+            raise ValueError(f"in_shape: got {in_shape}, expected 4 sizes: (T_in, C, H, W)")
+        hidden = _check_counts("hidden", hidden, "the channels of each layer")
+        if not hidden:
+            raise ValueError("hidden: got no layer, expected the channels of at least one")
+        for name, count in (("out_frames", out_frames), ("patch_size", patch_size), ("groups", groups)):
+            _check_count(name, count)
+        if any(channels % groups for channels in hidden):
+            raise ValueError(f"hidden: got {hidden}, expected multiples of groups = {groups}")
+        _, channels, height, width = in_shape
+        if height % patch_size or width % patch_size:
+            raise ValueError(
+                f"patch_size: got {patch_size}, expected a divisor of the {height} x {width} pixels of in_shape"
+            )
+
+        self.in_shape = in_shape
+        self.out_frames = out_frames
+        self.patch_size = patch_size
+        patch_channels = patch_size**2 * channels
+        self.cell_list = nn.ModuleList(
+            layer(
+                below,
+                above,
+                kernel_size=kernel_size,
+                groups=groups,
+                gradient_detach=gradient_detach,
+                backend=backend,
+            )
+            for below, above in zip((patch_channels, *hidden[:-1]), hidden, strict=True)
+        )
+        self.conv_last = nn.Conv2d(hidden[-1], patch_channels, kernel_size=1, bias=False)
+
+    def forward(self, frames: Tensor, teacher_mask: Tensor | None = None) -> Tensor:
+        """Predicts every frame but the first.
+
+        Args:
+            frames: ``[N, T_in + T_out, C, H, W]``, dtype and device of the parameters. The frames after ``T_in`` are
+                seen only through ``teacher_mask``.
+            teacher_mask: ``[N, T_out - 1]``, bool or a number in [0, 1] per sample and step after ``T_in``: the
+                network sees ``mask * true + (1 - mask) * prediction``. ``None`` shows no true frame (as zeros would).
+
+        Returns:
+            Predictions ``[N, T_in + T_out - 1, C, H, W]`` of the frames 2 to ``T_in + T_out``, not clipped.
+
+        Raises:
+            ValueError: a rank, shape or device does not fit.
+            TypeError: ``frames`` or ``teacher_mask`` is not a tensor of a fitting dtype.
+        """
+        given = self.in_shape[0]
+        self._check_frames(frames, given + self.out_frames, "T_in + T_out")
+        if teacher_mask is not None:
+            self._check_mask(teacher_mask, frames)
+            teacher_mask = teacher_mask.to(frames.dtype)
+        patches = frames_to_patches(frames, self.patch_size).transpose(0, 1)
+        predictions = self._unroll(patches[:given], self.out_frames - 1, patches[given:], teacher_mask)
+        return patches_to_frames(predictions.transpose(0, 1), self.patch_size)
+
+    @torch.no_grad()
+    def predict(self, frames: Tensor, steps: int) -> Tensor:
+        """Continues a video on its own, without gradients and without labels.
+
+        Args:
+            frames: the given frames ``[N, T_in, C, H, W]``, dtype and device of the parameters.
+            steps: frames to predict, at least 1; may exceed ``out_frames``.
+
+        Returns:
+            The ``steps`` frames after the given ones ``[N, steps, C, H, W]``, not clipped.
+
+        Raises:
+            ValueError, TypeError: as :meth:`forward`.
+        """
+        self._check_frames(frames, self.in_shape[0], "T_in")
+        _check_count("steps", steps)
+        patches = frames_to_patches(frames, self.patch_size).transpose(0, 1)
+        predictions = self._unroll(patches, steps - 1)[-steps:]
+        return patches_to_frames(predictions.transpose(0, 1), self.patch_size)
+
+    def reset(self) -> None:
+        """Forgets the layers' state; every call does so at its start and end."""
+        for cell in self.cell_list:
+            cell.reset()  # type: ignore[operator]
+
+    def extra_repr(self) -> str:
+        return f"in_shape={self.in_shape}, out_frames={self.out_frames}, patch_size={self.patch_size}"
+
+    def _unroll(
+        self, given: Tensor, own_steps: int, true: Tensor | None = None, teacher_mask: Tensor | None = None
+    ) -> Tensor:
+        """Predictions ``[T_in + own_steps, N, ...]`` from the given patches ``[T_in, N, ...]``."""
+        self.reset()
+        try:
+            # The given frames wait for no prediction, so each layer takes them as one sequence.
+            predictions = [self._advance(given)]
+            for step in range(own_steps):
+                shown = predictions[-1][-1:]
+                if true is not None and teacher_mask is not None:
+                    mask = teacher_mask[:, step].reshape(1, -1, 1, 1, 1)
+                    shown = mask * true[step : step + 1] + (1 - mask) * shown
+                predictions.append(self._advance(shown))
+            return torch.cat(predictions)
+        finally:
+            self.reset()
+
+    def _advance(self, patches: Tensor) -> Tensor:
+        """All layers over ``[T, N, ...]`` from their present state; the readout of every step."""
+        spikes = patches
+        for cell in self.cell_list:
+            spikes = cell(spikes)
+        return self.conv_last(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+
+    def _check_frames(self, frames: Any, count: int, count_name: str) -> None:
+        expected = f"[N, {count_name}, C, H, W]"
+        if not isinstance(frames, Tensor):
+            raise TypeError(f"frames: got {type(frames).__name__}, expected a tensor {expected}")
+        if frames.dim() != 5:
+            shape = list(frames.shape)
+            raise ValueError(f"frames: got {frames.dim()} dimensions, shape {shape}, expected 5: {expected}")
+        if frames.shape[1] != count:
+            raise ValueError(f"frames: got {frames.shape[1]} frames, expected {count} = {count_name}: {expected}")
+        for index, name in ((2, "channels"), (3, "rows"), (4, "columns")):
+            if frames.shape[index] != self.in_shape[index - 1]:
+                raise ValueError(
+                    f"frames: got {frames.shape[index]} {name}, shape {list(frames.shape)}, expected "
+                    f"{self.in_shape[index - 1]} as in in_shape = (T_in, C, H, W) = {self.in_shape}"
+                )
+        weight = self.conv_last.weight
+        if frames.dtype != weight.dtype:
+            hint = "" if frames.is_floating_point() else "; scale the pixels to [0, 1] in that dtype"
+            raise TypeError(f"frames: got dtype {frames.dtype}, expected {weight.dtype}, the parameters' dtype{hint}")
+        if frames.device != weight.device:
+            raise ValueError(f"frames: got device {frames.device}, expected {weight.device}, the parameters' device")
+
+    def _check_mask(self, mask: Any, frames: Tensor) -> None:
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"teacher_mask: got {type(mask).__name__}, expected a tensor [N, T_out - 1] or None")
+        if mask.is_complex():
+            raise TypeError(f"teacher_mask: got dtype {mask.dtype}, expected bool or numbers in [0, 1]")
+        shape = (frames.shape[0], self.out_frames - 1)
+        if tuple(mask.shape) != shape:
+            raise ValueError(f"teacher_mask: got shape {list(mask.shape)}, expected {list(shape)} = [N, T_out - 1]")
+        if mask.device != frames.device:
+            raise ValueError(f"teacher_mask: got device {mask.device}, expected {frames.device}, the device of frames")
+
+
+def _layer_class(neuron: object) -> Callable[..., SpikingNeuron]:
+    if isinstance(neuron, str) and neuron in NEURONS:
+        return NEURONS[neuron]
+    have = ", ".join(map(repr, NEURONS))
+    if neuron in _FAMILY:
+        raise ValueError(f"neuron: got {neuron!r}, which this version of stc_cuda does not have yet; it has {have}")
+    raise ValueError(f"neuron: got {neuron!r}, expected one of those this version of stc_cuda has: {have}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}), expected an int")
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, expected at least 1")
+
+
+def _check_counts(name: str, values: object, meaning: str) -> tuple[int, ...]:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{name}: got {values!r} ({type(values).__name__}), expected a sequence of ints: {meaning}")
+    for value in values:
+        _check_count(name, value)
+    return tuple(values)
