@@ -1,0 +1,82 @@
+"""Fixtures of the whole suite. Backends are listed once, in oracle.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Threads that wait must not spin: on a busy machine that makes everything crawl. Read once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from oracle import ALL_BACKENDS, KERNEL_BACKENDS, device_of
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of pytest-xdist share the cores.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def _params(names: list[str]) -> list[object]:
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    return [pytest.param(name, marks=no_gpu if device_of(name).type == "cuda" else ()) for name in names]
+
+
+@pytest.fixture(params=_params(KERNEL_BACKENDS))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend made of compiled kernels."""
+    return request.param
+
+
+@pytest.fixture(params=_params(ALL_BACKENDS))
+def any_backend(request: pytest.FixtureRequest) -> str:
+    """Every backend, the reference included."""
+    return request.param
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Memory from ``torch.empty`` is full of NaN, so that an element which no kernel writes shows."""
+    before = (torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the parity tests counted, whichever worker ran them."""
+    totals: dict[str, dict[str, float]] = {}
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
+        counts = dict(report.user_properties).get("parity")
+        for key, value in (counts or {}).items():
+            total = totals.setdefault(counts["group"], {})
+            if key.startswith("worst"):
+                total[key] = max(total.get(key, 0.0), value)
+            elif key != "group":
+                total[key] = total.get(key, 0) + value
+    if totals:
+        terminalreporter.section("kernels against the float64 oracle")
+    for group, total in sorted(totals.items()):
+        figures = ", ".join(
+            f"{k.replace('_', ' ')} {v:,}" if isinstance(v, int) else f"{k.replace('_', ' ')} {v:.2g}"
+            for k, v in total.items()
+        )
+        terminalreporter.write_line(f"{group}: {figures}")
