@@ -26,7 +26,7 @@ help:
 	@echo 'make clean   remove what was built, except the virtual environment'
 
 demo: $(VENV)/.for-demo
-	@$(BIN)/python -m stc_cuda.demo
+	@GOMP_SPINCOUNT=20000 $(BIN)/python -m stc_cuda.demo # threads that wait leave the cores to others soon
 
 bench: $(VENV)/.for-demo
 	@$(BIN)/python -m bench $(BENCH_ARGS)

@@ -19,7 +19,7 @@ Norm = tuple[torch.Tensor, torch.Tensor] | None
 
 
 def _group_norm(x: torch.Tensor, norm: Norm, groups: int, eps: float) -> torch.Tensor:
-    return x if norm is None else F.group_norm(x, groups, norm[0], norm[1], eps)
+    return x if norm is None else torch.group_norm(x, groups, norm[0], norm[1], eps)
 
 
 def stc_lif(

@@ -9,6 +9,13 @@ from . import _C  # noqa: F401  (loading it registers the operators)
 from .backends import Backend, register_backend
 
 
+def _require_one_device(current: Tensor, *others: Tensor | None) -> None:
+    """A fake kernel also runs when a single argument is on the meta device; the others then hold real data."""
+    for other in others:
+        if other is not None and other.device != current.device:
+            raise ValueError(f"stc_cuda: got tensors on {current.device} and {other.device}, expected one device")
+
+
 @torch.library.register_fake("stc_cuda::stc_forward")
 def _forward_fake(
     current: Tensor,
@@ -34,6 +41,19 @@ def _forward_fake(
     packed_spikes: bool,
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _require_one_device(
+        current,
+        temporal_weight,
+        spatial_weight,
+        v,
+        spikes,
+        current_norm_weight,
+        current_norm_bias,
+        temporal_norm_weight,
+        temporal_norm_bias,
+        spatial_norm_weight,
+        spatial_norm_bias,
+    )
     steps, samples, channels, height, width = current.shape
     nothing = current.new_empty((0,))
     sequence = (steps, samples, channels, height, width)
@@ -80,6 +100,21 @@ def _backward_fake(
     detach_reset: bool,
     gradient_detach: bool,
 ) -> tuple[Tensor, ...]:
+    _require_one_device(
+        current,
+        temporal_weight,
+        spatial_weight,
+        v,
+        spikes,
+        current_norm_weight,
+        current_norm_bias,
+        temporal_norm_weight,
+        temporal_norm_bias,
+        spatial_norm_weight,
+        spatial_norm_bias,
+        u,
+        norm_stats,
+    )
     state = current.shape[1:]
     channels = current.shape[2]
     per_norm = [
