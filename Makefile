@@ -11,7 +11,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 export PATH := $(BIN):$(PATH)
 
-WITH_TORCH := $(VENV)/.with-$(TORCH)
+WITH_TORCH := $(VENV)/.with-$(subst /,_,$(TORCH))
 PACKAGE := setup.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
 CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -56,7 +56,8 @@ clean:
 
 $(WITH_TORCH):
 	@echo 'Making $(VENV) with $(TORCH)'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "$(PYTHON) is older than Python 3.10; type make PYTHON=...")'
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install '$(TORCH)' 'setuptools>=77' ninja
 	@rm -f $(VENV)/.with-*
 	@touch '$@'

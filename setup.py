@@ -16,6 +16,12 @@ except ImportError:
         "pip install 'torch>=2.11' 'setuptools>=77' ninja && pip install --no-build-isolation ."
     )
 
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
+    sys.exit(
+        f"stc-cuda needs torch 2.11 or newer, and this environment has {torch.__version__}; type: "
+        "pip install --upgrade 'torch>=2.11' && pip install --no-build-isolation ."
+    )
+
 GIB_PER_COMPILER = 2  # what one source that includes torch's headers takes at most
 
 

@@ -12,7 +12,7 @@ Norm = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """A recurrent layer of the paper's shape family; sizes as in DESIGN: [T, N, C, H, W], square maps."""
+    """A recurrent layer of the paper's shape family; ``[T, N, C, H, W]`` with a square map."""
 
     steps: int
     samples: int

@@ -77,6 +77,12 @@ inline Shape check(const Tensors& x, const Options& o) {
   TORCH_CHECK_VALUE(o.norm_groups > 0 && shape.channels % o.norm_groups == 0, "norm_groups: got ", o.norm_groups,
                     ", expected a divisor of ", shape.channels);
   TORCH_CHECK_VALUE(shape.kernel % 2 == 1, "temporal_weight: got kernel size ", shape.kernel, ", expected an odd one");
+  // Offsets inside a convolution group are 32-bit numbers in the kernels.
+  const int64_t in_group = shape.channels / o.groups;
+  const double largest =
+      double(shape.height + shape.kernel) * double(shape.width + shape.kernel) * double(2 * in_group + 16);
+  TORCH_CHECK_VALUE(largest < double(1 << 30), "current: got a map of ", shape.height, "x", shape.width, " with ",
+                    in_group, " channels a group, expected at most 2^30 numbers in both gates of a group with halo");
   const std::array<int64_t, 4> weight{shape.channels, shape.channels / o.groups, shape.kernel, shape.kernel};
   require(x.temporal_weight, current, weight, "temporal_weight");
   require(x.spatial_weight, current, weight, "spatial_weight");

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+# isort: off
 from . import _ops as _ops  # registers the compiled backends
+from . import data, metrics, models, profiling
 from . import reference  # type: ignore[attr-defined]  # python_ref/ in the checkout
+# isort: on
+
 from ._build import build_info
 from ._version import __version__
 from .backends import Backend, backend_names, register_backend
@@ -11,15 +15,21 @@ from .config import STCConfig
 from .function import STCFunction
 from .functional import stc_lif, unpack_spikes
 from .neurons import STCLIF
+from .surrogate import Surrogate
 
 __all__ = [
     "STCLIF",
     "Backend",
     "STCConfig",
     "STCFunction",
+    "Surrogate",
     "__version__",
     "backend_names",
     "build_info",
+    "data",
+    "metrics",
+    "models",
+    "profiling",
     "reference",
     "register_backend",
     "stc_lif",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _C
+from ._extension import extension
 
 
 def build_info() -> dict[str, Any]:
     """What this build of the extension holds and what it runs on.
 
-    Keys: ``version`` (of stc_cuda), ``torch`` (built against), ``compiler``, ``cpp_standard``, ``cuda`` (toolkit
-    version, or ``None`` for a build without CUDA kernels), ``cuda_architectures``, ``cpu_kernels`` (instruction sets
-    compiled in) and ``cpu_kernel`` (the one in use on this machine).
+    Keys: ``version`` (of stc_cuda), ``torch`` (built against), ``compiler``, ``cpp_standard``, ``openmp`` (whether the
+    kernels use threads), ``cuda`` (toolkit version, or ``None`` for a build without CUDA kernels),
+    ``cuda_architectures``, ``cpu_kernels`` (instruction sets compiled in) and ``cpu_kernel`` (the one in use here).
     """
-    return dict(_C.build_info())
+    return dict(extension.build_info())

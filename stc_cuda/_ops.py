@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _C  # noqa: F401  (loading it registers the operators)
+from . import _extension as _extension  # loading it registers the operators
 from .backends import Backend, register_backend
 
 

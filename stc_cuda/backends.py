@@ -1,7 +1,7 @@
 """The registry of backends: which implementation runs a call.
 
 A backend is a pair of functions with the signatures of the operators ``stc_cuda::stc_forward`` and
-``stc_cuda::stc_backward`` (see csrc/ops.cpp). Registering one is enough for ``backend="name"`` to work everywhere.
+``stc_cuda::stc_backward`` (see csrc/ops.h). Registering one is enough for ``backend="name"`` to work everywhere.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from .config import STCConfig
 _FREED_HINT = (
     "stc_cuda: backward reached a sequence whose backward pass has run already. A state (v, spikes) kept from that "
     "sequence still carries its graph: call detach() on the neuron (or on the state tensors) to cut the graph between "
-    "two sequences, or reset() to start from zero."
+    "two sequences, or reset() to start from zero. (To differentiate one loss twice, pass retain_graph=True.)"
 )
 
 
@@ -63,6 +63,19 @@ class STCFunction(torch.autograd.Function):
     Saved for backward: the current (the caller's tensor, not a copy), the membrane potential before reset ``u`` and
     the norms' means and deviations. Spikes and gates are recomputed from them. Backward is differentiable once.
     """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if len(args) != 12:
+            raise TypeError(
+                f"STCFunction.apply: got {len(args)} arguments, expected 12: current, temporal_weight, spatial_weight, "
+                "v, spikes, current_norm_weight, current_norm_bias, temporal_norm_weight, temporal_norm_bias, "
+                "spatial_norm_weight, spatial_norm_bias, config"
+            )
+        if not torch.is_grad_enabled():
+            # Inside forward gradients are always off, and what needs one would be asked of the tensors alone.
+            args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+        return super().apply(*args)
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:

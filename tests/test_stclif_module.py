@@ -391,3 +391,43 @@ def test_training_lowers_a_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_hooks_on_parts_that_are_not_called_are_refused() -> None:
+    made = layer()
+    made.conv_h[0].register_forward_pre_hook(lambda module, inputs: None)
+    with pytest.raises(RuntimeError, match=r"hooks: got a forward hook on Conv2d"):
+        made(sequence())
+
+
+def test_a_state_from_inference_mode_asks_for_reset() -> None:
+    made = layer()
+    with torch.inference_mode():
+        made(sequence())
+    with pytest.raises(RuntimeError, match=r"inference_mode.*reset\(\)"):
+        made(sequence())
+    made.reset()
+    made(sequence()).sum().backward()
+
+
+def test_autocast_keeps_the_state_in_single_precision() -> None:
+    made = layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        spikes = made(sequence())
+    spikes.sum().backward()
+    assert made.v is not None
+    assert spikes.dtype == made.v.dtype == torch.float32
+    assert made.conv_x[0].weight.grad.dtype == torch.float32
+
+
+def test_function_without_gradients_saves_nothing_and_packs() -> None:
+    current = torch.randn(2, 1, 4, 5, 5, generator=torch.Generator().manual_seed(5))
+    weights = [torch.ones(4, 2, 3, 3, requires_grad=True) for _ in range(2)]
+    config = stc_cuda.STCConfig(groups=2, packed_spikes=True)
+    with torch.no_grad():
+        packed, v = stc_cuda.STCFunction.apply(current, *weights, *[None] * 8, config)
+    spikes, expected_v = stc_cuda.stc_lif(current, *weights, groups=2)
+    assert torch.equal(stc_cuda.unpack_spikes(packed, 4), spikes)
+    assert torch.equal(v, expected_v)
+    with pytest.raises(TypeError, match=r"got 11 arguments, expected 12: current"):
+        stc_cuda.STCFunction.apply(current, *weights, *[None] * 8)

@@ -171,12 +171,15 @@ class SpikingPredictor(nn.Module):
         spikes = patches
         for cell in self.cell_list:
             spikes = cell(spikes)
-        return self.conv_last(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+        # Under autocast the read-out answers in 16 bits; what is fed back has the dtype of the frames.
+        return self.conv_last(spikes.flatten(0, 1)).to(spikes.dtype).unflatten(0, spikes.shape[:2])
 
     def _check_frames(self, frames: Any, count: int, count_name: str) -> None:
         expected = f"[N, {count_name}, C, H, W]"
         if not isinstance(frames, Tensor):
             raise TypeError(f"frames: got {type(frames).__name__}, expected a tensor {expected}")
+        if frames.layout != torch.strided:
+            raise TypeError(f"frames: got a tensor of layout {frames.layout}, expected a dense one; call .to_dense()")
         if frames.dim() != 5:
             shape = list(frames.shape)
             raise ValueError(f"frames: got {frames.dim()} dimensions, shape {shape}, expected 5: {expected}")
@@ -205,6 +208,8 @@ class SpikingPredictor(nn.Module):
             raise ValueError(f"teacher_mask: got shape {list(mask.shape)}, expected {list(shape)} = [N, T_out - 1]")
         if mask.device != frames.device:
             raise ValueError(f"teacher_mask: got device {mask.device}, expected {frames.device}, the device of frames")
+        if not bool(((mask >= 0) & (mask <= 1)).all()):
+            raise ValueError("teacher_mask: got values outside [0, 1], expected bool or numbers in [0, 1]")
 
 
 def _layer_class(neuron: object) -> Callable[..., SpikingNeuron]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -53,6 +54,16 @@ class SpikingNeuron(nn.Module):
     def _check_state(self, shape: tuple[int, ...]) -> None:
         for name in self.state_names:
             state = getattr(self, name)
+            if (
+                state is not None
+                and not torch.compiler.is_compiling()
+                and torch.is_grad_enabled()
+                and state.is_inference()
+            ):
+                raise RuntimeError(
+                    f"{name}: the state kept from a call under torch.inference_mode() cannot take part in training; "
+                    "call reset() before this sequence"
+                )
             if state is not None and tuple(state.shape) != shape:
                 raise ValueError(
                     f"{name}: the state kept from the last call has shape {list(state.shape)}, and this input needs "

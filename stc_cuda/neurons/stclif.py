@@ -13,6 +13,16 @@ from ..surrogate import as_surrogate
 from .base import SpikingNeuron
 
 
+def _refuse_hooks(*parts: nn.Module) -> None:
+    """The recurrence reads the weights of these parts and never calls them: a hook on them would silently not run."""
+    for part in parts:
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise RuntimeError(
+                f"hooks: got a forward hook on {part}, whose weights the layer reads without calling it; put the hook "
+                "on the layer, or use torch.nn.utils.parametrize to change a weight"
+            )
+
+
 def _conv_and_norm(pathway: nn.Sequential) -> tuple[nn.Conv2d, nn.GroupNorm]:
     return cast(nn.Conv2d, pathway[0]), cast(nn.GroupNorm, pathway[1])
 
@@ -22,7 +32,9 @@ class STCLIF(SpikingNeuron):
 
     ``x -> GN(conv_x(x))`` is the current of :func:`stc_cuda.stc_lif`; the temporal pathway is ``conv_h`` and the
     spatial one ``conv_v`` (the authors' names, so that their checkpoints load). All convolutions are bias-free and
-    keep the map's size; all norms have ``groups`` groups. The state (``v``, ``spikes``) lives until :meth:`reset`.
+    keep the map's size; all norms have ``groups`` groups and eps 1e-5. Only ``conv_x[0]`` is called as a module; of the
+    other parts the weights are read, and forward hooks on them are refused. The state (``v``, ``spikes``) lives until
+    :meth:`reset`.
 
     Args:
         in_channels: channels of the input.
@@ -106,8 +118,10 @@ class STCLIF(SpikingNeuron):
         conv_x, norm_x = _conv_and_norm(self.conv_x)
         conv_h, norm_h = _conv_and_norm(self.conv_h)
         conv_v, norm_v = _conv_and_norm(self.conv_v)
+        _refuse_hooks(norm_x, conv_h, norm_h, conv_v, norm_v)
         steps, samples = x.shape[:2]
-        current = conv_x(x.flatten(0, 1)).unflatten(0, (steps, samples))
+        # Under autocast the convolution may answer in 16 bits; the recurrence and its state keep the layer's dtype.
+        current = conv_x(x.flatten(0, 1)).to(conv_h.weight.dtype).unflatten(0, (steps, samples))
         self._check_state(tuple(current.shape[1:]))
         norms = (norm_x.weight, norm_x.bias), (norm_h.weight, norm_h.bias), (norm_v.weight, norm_v.bias)
         spike_seq, v, *v_seq = run_stc(current, conv_h.weight, conv_v.weight, self.v, self.spikes, norms, self.config)
