@@ -1,0 +1,294 @@
+// What the persistent kernels share: one thread block runs all steps of one (sample, group), with the spikes as bits,
+// the membrane potential and the weights on chip.
+//
+// The gate convolutions are matrix products on tensor cores (mma.m16n8k16): M = outputs, N = pixels, K = 16 (tap, input
+// channel) pairs. Spikes are exact in fp16; a weight, scaled by a power of two per output channel, is the sum of two
+// fp16 numbers to 22 bits, so two products give sums as good as fp32 ones.
+//
+//   A rows      m tile i: rows 0-7 = temporal outputs 8i..8i+7, rows 8-15 = the spatial outputs of the same channels,
+//   so
+//               that the accumulators of a thread are both gates of the same neurons
+//   K columns   16 channels a group: one tap;  8 channels: two taps, the second of the last pair zero when K*K is odd
+//   N columns   a pair of tiles covers 16 pixels of a row: column n of tile h is pixel 4 (n / 2) + n % 2 + 2 h, so that
+//   a
+//               thread owns the four consecutive pixels 4q..4q+3 (q = lane % 4) of channel lane / 4, one 128-bit access
+#pragma once
+
+#include "../cell.h"
+#include "../group_norm.h"
+#include "../params.h"
+#include "gpu.cuh"
+
+namespace stc::cuda {
+
+constexpr int kMaxMap = 32;     // rows and columns
+constexpr int kRunPixels = 16;  // of a pair of n tiles
+constexpr int kMaxWarps = 16;
+
+// Approximations of the hardware: relative error some 2^-21 in a gate, far inside the threshold band.
+struct FastMath {
+  using Real = float;
+  using Scalar = float;
+  static __device__ __forceinline__ float exp(float x) { return __expf(x); }
+  static __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.f, x); }
+  static __device__ __forceinline__ float atan(float x) { return atanf(x); }
+  static __device__ __forceinline__ float select(bool condition, float yes, float no) { return condition ? yes : no; }
+};
+
+template <int Channels>
+struct SpikeWord;
+template <>
+struct SpikeWord<8> {
+  using type = uint8_t;
+};
+template <>
+struct SpikeWord<16> {
+  using type = uint16_t;
+};
+
+// The tensor-core product for Channels channels a group and a Kernel x Kernel convolution.
+template <int Channels, int Kernel>
+struct GateProduct {
+  static constexpr int kTiles = Channels / 8;  // m tiles
+  static constexpr int kTaps = Kernel * Kernel;
+  static constexpr int kTapsPerStep = 16 / Channels;
+  static constexpr int kSteps = (kTaps + kTapsPerStep - 1) / kTapsPerStep;  // along K
+  static constexpr int kTerms = 2;                                          // fp16 numbers a weight
+  static constexpr int kFragments = kSteps * kTiles * kTerms * 32;          // uint4, of one group
+
+  // Input channel and tap of column k in step s; the tap may be past the last.
+  static __device__ __forceinline__ int tap(int s, int k) { return s * kTapsPerStep + (Channels == 8 ? k / 8 : 0); }
+  static __device__ __forceinline__ int channel(int k) { return k % Channels; }
+};
+
+// Weights of all groups in A-fragment order [group][step][m tile][term][lane], and the scale that undoes theirs,
+// [group][path][channel].
+struct PackedWeights {
+  uint4* fragments;
+  float* scale;
+};
+
+// One block a group.
+template <int Channels, int Kernel>
+__global__ void __launch_bounds__(256) pack_weights(StcInputs<float> in, PackedWeights packed) {
+  using Product = GateProduct<Channels, Kernel>;
+  constexpr int kWeights = Channels * Product::kTaps;  // of one output
+  GPU_SHARED(float, scale, [2 * Channels]);
+  const int64_t first = int64_t(blockIdx.x) * Channels;
+  if (threadIdx.x < 2 * Channels) {
+    const int path = threadIdx.x / Channels, c = threadIdx.x % Channels;
+    const float* w = (path ? in.spatial_weight : in.temporal_weight) + (first + c) * kWeights;
+    float largest = 0.f;
+    for (int i = 0; i < kWeights; ++i) largest = fmaxf(largest, fabsf(w[i]));
+    // brings the largest weight to [2^13, 2^14), inside fp16 with its small neighbours
+    const int exponent = largest > 0.f ? 13 - ilogbf(largest) : 0;
+    scale[threadIdx.x] = ldexpf(1.f, exponent);
+    packed.scale[blockIdx.x * 2 * Channels + threadIdx.x] = ldexpf(1.f, -exponent);
+  }
+  __syncthreads();
+  uint32_t* out = reinterpret_cast<uint32_t*>(packed.fragments + int64_t(blockIdx.x) * Product::kFragments);
+  for (int i = threadIdx.x; i < Product::kFragments * 4; i += blockDim.x) {
+    // PTX ISA, fragments of mma.m16n8k16: register r holds row lane / 4 (+ 8 if r is odd), columns 2 (lane % 4) + {0,
+    // 1}
+    // (+ 8 if r >= 2)
+    const int r = i % 4, lane = i / 4 % 32, term = i / 128 % Product::kTerms;
+    const int tile = i / 128 / Product::kTerms % Product::kTiles, step = i / 128 / Product::kTerms / Product::kTiles;
+    const int path = r % 2, c = tile * 8 + lane / 4;
+    const float* w = (path ? in.spatial_weight : in.temporal_weight) + (first + c) * kWeights;
+    uint32_t pair = 0;
+    for (int e = 0; e < 2; ++e) {
+      const int k = 2 * (lane % 4) + e + (r / 2) * 8, tap = Product::tap(step, k);
+      if (tap >= Product::kTaps) continue;
+      const float value = w[Product::channel(k) * Product::kTaps + tap] * scale[path * Channels + c];
+      const __half high = __float2half_rn(value);
+      const __half part = term == 0 ? high : __float2half_rn(value - __half2float(high));
+      pair |= uint32_t(__half_as_ushort(part)) << (16 * e);
+    }
+    out[i] = pair;
+  }
+}
+
+// Two spike bits (0 and 1 of w) as a pair of fp16 numbers.
+__device__ __forceinline__ uint32_t fp16_pair(uint32_t w) { return ((w & 1u) | ((w & 2u) << 15)) * 0x3C00u; }
+
+// Where a thread's neurons lie: `Runs` runs of 16 pixels a warp, of which the thread owns four pixels of kTiles
+// channels.
+template <int Channels, int Kernel, int Runs>
+struct Block {
+  using Product = GateProduct<Channels, Kernel>;
+  using Word = typename SpikeWord<Channels>::type;
+  static constexpr int kTiles = Product::kTiles;
+  static constexpr int kPad = Kernel / 2;
+  static constexpr int kWords = (kMaxMap + Kernel - 1) * (kMaxMap + Kernel - 1) + kRunPixels;  // a run may stick out
+
+  static constexpr int kMaxRuns = kMaxWarps * Runs;
+
+  int lane, row, quad;  // row = lane / 4: the channel in a tile and, for B fragments, the column
+  int width, pixels;
+  int stride;            // of the padded spike map
+  bool whole;            // the fours of contiguous arrays are aligned
+  const uint16_t* runs;  // of this warp, in shared memory so that they cost no registers: row * 256 + first column
+
+  // All threads of the block; a barrier must follow before the runs are used.
+  __device__ __forceinline__ Block(const Shape& s, uint16_t* shared_runs)
+      : lane(threadIdx.x % 32),
+        row(lane / 4),
+        quad(lane % 4),
+        width(int(s.width)),
+        pixels(int(s.height) * width),
+        stride(width + Kernel - 1),
+        whole((width | pixels) % 4 == 0),
+        runs(shared_runs + threadIdx.x / 32 * Runs) {
+    const int per_row = (width + kRunPixels - 1) / kRunPixels;
+    for (int i = threadIdx.x; i < int(blockDim.x) / 32 * Runs; i += blockDim.x)
+      // runs past the last start right of the map, where no pixel is valid
+      shared_runs[i] = uint16_t(i / per_row < int(s.height) ? i / per_row * 256 + i % per_row * kRunPixels : width);
+  }
+
+  // Of the thread's four pixels of run i.
+  __device__ __forceinline__ int y(int i) const { return runs[i] >> 8; }
+  __device__ __forceinline__ int x(int i) const { return (runs[i] & 0xFF) + 4 * quad; }
+  // Where they lie in a contiguous [channels, H, W], for the thread's channel of m tile m.
+  __device__ __forceinline__ int offset(int i, int m) const { return (m * 8 + row) * pixels + y(i) * width + x(i); }
+  // How many of them are on the map.
+  __device__ __forceinline__ int valid(int i) const { return max(0, min(4, width - x(i))); }
+
+  // In a padded map, the first tap of the window of this lane's column (of B fragments) in the first n tile of run i.
+  __device__ __forceinline__ int origin(int i) const {
+    return y(i) * stride + x(i) - 4 * quad + 4 * (row / 2) + row % 2;
+  }
+
+  // z = both gate convolutions of the spikes: z[run][n tile][m tile][accumulator].
+  template <class LoadFragment>
+  __device__ __forceinline__ void convolve(const Word* words, LoadFragment fragment,
+                                           float (&z)[Runs][2][kTiles][4]) const {
+#pragma unroll
+    for (int i = 0; i < Runs; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) z[i][h][m][e] = 0.f;
+    int from[Runs];
+#pragma unroll
+    for (int i = 0; i < Runs; ++i) from[i] = origin(i);
+#pragma unroll 1
+    for (int s = 0; s < Product::kSteps; ++s) {
+      uint4 a[kTiles][Product::kTerms];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+        for (int term = 0; term < Product::kTerms; ++term)
+          a[m][term] = fragment(((s * kTiles + m) * Product::kTerms + term) * 32 + lane);
+      const int tap = s * Product::kTapsPerStep;
+      const int offset = tap / Kernel * stride + tap % Kernel;
+      // the second tap of a pair; past the last tap its weights are zero, and any spike will do
+      const int next = Channels == 16 || tap + 1 == Product::kTaps ? tap : tap + 1;
+      const int next_offset = next / Kernel * stride + next % Kernel;
+#pragma unroll
+      for (int i = 0; i < Runs; ++i)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const uint32_t first = uint32_t(words[from[i] + 2 * h + offset]) >> (2 * quad);
+          const uint32_t second =
+              Channels == 16 ? first >> 8 : uint32_t(words[from[i] + 2 * h + next_offset]) >> (2 * quad);
+          const uint2 b = make_uint2(fp16_pair(first), fp16_pair(second));
+#pragma unroll
+          for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+            for (int term = 0; term < Product::kTerms; ++term) gpu::mma_m16n8k16_f16(z[i][h][m], a[m][term], b);
+        }
+    }
+  }
+
+  // Sets the bits of run i, m tile m in the padded spike map: bit j of `fired` = pixel j of this thread. The whole
+  // warp.
+  __device__ __forceinline__ void put_spikes(Word* words, int i, int m, unsigned fired) const {
+    unsigned votes = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const unsigned vote = __ballot_sync(0xffffffffu, int(fired >> j & 1u));
+      if (row == j) votes = vote;
+    }
+    // lane (row j, quad q) gathers the eight channels of pixel 4q + j: bit 4k + q of the ballot is channel k
+    if (row < valid(i)) {
+      unsigned bits = votes >> quad & 0x11111111u;
+      bits = (bits | bits >> 3) & 0x03030303u;
+      bits = (bits | bits >> 6) & 0x000F000Fu;
+      bits = (bits | bits >> 12) & 0xFFu;
+      const int position = (y(i) + kPad) * stride + x(i) + row + kPad;
+      reinterpret_cast<uint8_t*>(words)[position * sizeof(Word) + m] = uint8_t(bits);
+    }
+  }
+};
+
+// Sums of Count values over the block: `publish` by all threads, a barrier, then `collect` wherever the sums are
+// wanted, the same in every thread. scratch is [kMaxWarps][Count].
+template <int Count>
+__device__ __forceinline__ void publish(float (&values)[Count], float (*scratch)[Count]) {
+#pragma unroll
+  for (int k = 0; k < Count; ++k)
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2) values[k] += __shfl_xor_sync(0xffffffffu, values[k], distance);
+  if (threadIdx.x % 32 == 0)
+#pragma unroll
+    for (int k = 0; k < Count; ++k) scratch[threadIdx.x / 32][k] = values[k];
+}
+template <int Count>
+__device__ __forceinline__ void collect(float (&sums)[Count], const float (*scratch)[Count]) {
+#pragma unroll
+  for (int k = 0; k < Count; ++k) sums[k] = 0.f;
+#pragma unroll 1
+  for (int w = 0; w < int(blockDim.x) / 32; ++w)
+#pragma unroll
+    for (int k = 0; k < Count; ++k) sums[k] += scratch[w][k];
+}
+
+// Four neighbours of a row, `step` elements apart, of which `valid` are on the map; the others read as 0. `whole`: all
+// four, where they are valid, can be one 128-bit access.
+__device__ __forceinline__ float4 load4(const float* p, int64_t step, int valid, bool whole) {
+  if (whole && valid == 4) return *reinterpret_cast<const float4*>(p);
+  float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+  if (valid > 0) v.x = p[0];
+  if (valid > 1) v.y = p[step];
+  if (valid > 2) v.z = p[2 * step];
+  if (valid > 3) v.w = p[3 * step];
+  return v;
+}
+__device__ __forceinline__ void store4(float* p, const float4& v, int valid, bool whole) {
+  if (whole && valid == 4) {
+    *reinterpret_cast<float4*>(p) = v;
+    return;
+  }
+  if (valid > 0) p[0] = v.x;
+  if (valid > 1) p[1] = v.y;
+  if (valid > 2) p[2] = v.z;
+  if (valid > 3) p[3] = v.w;
+}
+
+// Whether the fours of a tensor are aligned.
+template <class T>
+__device__ __forceinline__ bool whole_fours(const Strided<T>& x) {
+  return x.column == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 &&
+         (x.step | x.sample | x.channel | x.row) % 4 == 0;
+}
+
+// The four values of run i, m tile m at step t of a strided tensor.
+template <class B, class T>
+__device__ __forceinline__ float4 load4(const B& block, const Strided<T>& x, int64_t t, int64_t n, int64_t channel,
+                                        int i) {
+  const float* p =
+      x.data + t * x.step + n * x.sample + channel * x.channel + block.y(i) * x.row + block.x(i) * x.column;
+  return load4(p, x.column, block.valid(i), whole_fours(x));
+}
+
+__device__ __forceinline__ float& component(float4& v, int j) {
+  return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
+}
+
+__device__ __forceinline__ float component_of(const float4& v, int j) {
+  return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
+}
+
+}  // namespace stc::cuda

@@ -1,0 +1,152 @@
+"""The CUDA kernels under emulation: the same sources, run on the CPU and watched for races and bad accesses.
+
+Any finding of the checker fails the launch, so every test here is one for memory errors as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import oracle
+import pytest
+import torch
+from cuda_emulation import build
+from oracle import Case, make_problem, random_case
+from test_stc_parity import Float32Report, check_float32, check_float64, listed
+
+os.environ.setdefault("STC_EMULATION_MODE", "check")
+
+try:
+    build.cuda_include()
+except build.BuildError as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+from cuda_emulation import backend as emulated
+from cuda_emulation.control import Emulation, Order
+
+emulated.register()
+BACKEND = "cuda_emulated"
+pytestmark = pytest.mark.usefixtures("poison")
+
+# The persistent kernels take 8 or 16 channels a group, K = 3 or 5, maps up to 32x32: every mixture of channels and
+# kernel size, with maps of one, two and four runs of 16 pixels a warp and ragged ones.
+PERSISTENT = [
+    Case(seed=901, in_group=16, kernel=5, height=9, width=16, steps=3, samples=2, drive=0.3),
+    Case(seed=902, in_group=16, kernel=3, height=7, width=17, steps=3, samples=2, gradient_detach=True),
+    Case(seed=903, in_group=8, kernel=5, height=20, width=13, steps=2, samples=2, v_reset=-0.3, detach_reset=True),
+    Case(seed=904, in_group=8, kernel=3, height=5, width=3, steps=4, samples=3, groups=3, v_reset=0.25),
+    Case(seed=905, in_group=16, kernel=5, height=1, width=1, steps=3, current_norm=False, temporal_norm=False),
+    Case(seed=906, in_group=16, kernel=5, height=11, width=31, steps=2, samples=1, layout="channels_last"),
+    Case(seed=907, in_group=8, kernel=5, height=6, width=8, steps=3, layout="sliced", spatial_norm=False),
+    Case(seed=908, in_group=16, kernel=3, height=8, width=8, initial_v=False, initial_spikes=False, surrogate="atan"),
+    Case(seed=909, in_group=16, kernel=5, height=32, width=32, steps=2, samples=1, groups=1, drive=0.5),
+    Case(seed=910, in_group=8, kernel=3, height=32, width=24, steps=2, samples=1, upstream=("v",), v_threshold=0.5),
+]
+
+
+@pytest.fixture
+def emulation() -> Iterator[Emulation]:
+    loaded = emulated.load()
+    loaded.set_order(Order.WARP_PRIORITIES, seed=11)
+    yield loaded
+    loaded.set_order(Order.ROUND_ROBIN)
+    loaded.set_shared_limit(227 * 1024)
+
+
+@pytest.mark.parametrize("case", PERSISTENT, ids=[f"seed{c.seed}" for c in PERSISTENT])
+def test_persistent_kernels(case: Case, emulation: Emulation) -> None:
+    report = check_float32(make_problem(case, torch.float32), BACKEND)
+    assert not report.complaints, listed(report.complaints)
+    assert report.outside_band == 0
+    assert report.flips <= 1
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_persistent_kernels_in_99_kilobytes(detach: bool, emulation: Emulation) -> None:
+    """What a block may have on the smaller class of card: the paper's map still runs with its state on chip."""
+    emulation.set_shared_limit(99 * 1024)
+    case = Case(seed=911, in_group=16, kernel=5, height=32, width=32, steps=2, samples=1, gradient_detach=detach)
+    emulation.reset_sync_counts()
+    report = check_float32(make_problem(case, torch.float32), BACKEND)
+    assert not report.complaints, listed(report.complaints)
+    ran = {site["site"].split(":")[0] for site in emulation.sync_sites() if site["count"]}
+    assert ran >= {"persistent_forward.cuh", "persistent_backward.cuh"}
+
+
+def test_general_kernels_float64(emulation: Emulation) -> None:
+    complaints = []
+    for seed in range(31_000, 31_030):
+        case = random_case(seed)
+        if case.multiplications < 2_000_000:
+            found, _ = check_float64(make_problem(case, torch.float64), BACKEND)
+            complaints += found
+    assert not complaints, listed(complaints)
+
+
+def test_random_configurations_float32(emulation: Emulation) -> None:
+    total = Float32Report()
+    for seed in range(32_000, 32_030):
+        case = random_case(seed)
+        if case.multiplications < 2_000_000:
+            total.add(check_float32(make_problem(case, torch.float32), BACKEND))
+    total.check()
+
+
+SMALL = Case(seed=912, in_group=16, kernel=3, height=6, width=18, steps=3, samples=1)
+# Together they need every barrier: some guard only what another barrier guards, too, while a norm is there or while
+# gradients flow through the spikes.
+VARIANTS = [SMALL, dataclasses.replace(SMALL, gradient_detach=True), dataclasses.replace(SMALL, current_norm=False)]
+
+
+def _solve(case: Case) -> oracle.Outcome:
+    return oracle.run(oracle.kernel(BACKEND), make_problem(case, torch.float32))
+
+
+def _same(found: oracle.Outcome, expected: oracle.Outcome) -> bool:
+    return all(torch.equal(found.grads[name], x) for name, x in expected.grads.items()) and all(
+        torch.equal(found.outputs[name], x) for name, x in expected.outputs.items()
+    )
+
+
+@pytest.mark.parametrize("order", list(Order))
+def test_result_does_not_depend_on_the_order_of_warps(order: Order, emulation: Emulation) -> None:
+    expected = _solve(SMALL)
+    emulation.set_order(order, seed=5)
+    assert _same(_solve(SMALL), expected)
+
+
+def test_every_barrier_of_the_persistent_kernels_is_needed(emulation: Emulation) -> None:
+    """Each one deleted in turn: the checker reports it, or a result changes."""
+    expected = [_solve(case) for case in VARIANTS]
+    ours = ("persistent_forward", "persistent_backward", "persistent.cuh", "weight_gradient")
+    barriers = [
+        site["site"]
+        for site in emulation.sync_sites()
+        if site["operation"] == "__syncthreads" and site["site"].startswith(ours)
+    ]
+    assert len(barriers) >= 12
+
+    def survives(case: Case, outcome: oracle.Outcome) -> bool:
+        try:
+            return _same(_solve(case), outcome)
+        except RuntimeError:
+            return False
+
+    survivors = []
+    for site in barriers:
+        with emulation.without(site):
+            if all(survives(case, outcome) for case, outcome in zip(VARIANTS, expected, strict=True)):
+                survivors.append(site)
+    assert not survivors
+
+
+def test_paper_layer_in_both_detach_modes(emulation: Emulation) -> None:
+    for detach in (True, False):
+        case = Case(seed=913, groups=16, in_group=16, kernel=5, height=32, width=32, steps=3, samples=1, drive=0.2)
+        case = dataclasses.replace(case, gradient_detach=detach, store_v_seq=False, upstream=("spikes",))
+        report = check_float32(make_problem(case, torch.float32), BACKEND)
+        assert not report.complaints, listed(report.complaints)
+        assert report.outside_band == 0
+        assert report.flips <= max(1, report.spikes * 1e-5)
