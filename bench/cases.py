@@ -45,7 +45,8 @@ class Inputs:
         return [*self.args[1:], *(tensor for norm in self.norms.values() for tensor in norm)]
 
     def requires_grad_(self, wanted: bool) -> None:
-        for tensor in (self.args[0], *self.parameters):
+        # a carried state is the result of the step before, so gradients flow into it as well
+        for tensor in (self.args[0], *self.parameters, *self.state.values()):
             tensor.requires_grad_(wanted)
             tensor.grad = None
 
