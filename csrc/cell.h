@@ -48,14 +48,20 @@ struct StcLif {
     return next;
   }
 
-  // v_before, current, a, b, u: values of the forward step. grad_s, grad_v: gradients of its s and v.
-  static STC_HD Gradients backward(Real v_before, Real current, Real a, Real b, Real u, Real grad_s, Real grad_v,
-                                   const Options& o) {
+  // Gradient of u from those of s and v of the same step.
+  static STC_HD Real grad_u(Real u, Real grad_s, Real grad_v, const Options& o) {
     const Real s = fire(u, o);
     if (!o.detach_reset) grad_s += (o.hard_reset ? o.reset - u : Real{} - o.threshold) * grad_v;
-    const Real through_reset = o.hard_reset ? grad_v * (Scalar(1) - s) : grad_v;
-    const Real grad_u = through_reset + grad_s * SurrogateMath<Math>::derivative(o.surrogate, o.alpha, u - o.threshold);
+    return (o.hard_reset ? grad_v * (Scalar(1) - s) : grad_v) + grad_s * spike_slope(u, o);
+  }
 
+  // ds/du, the surrogate's derivative.
+  static STC_HD Real spike_slope(Real u, const Options& o) {
+    return SurrogateMath<Math>::derivative(o.surrogate, o.alpha, u - o.threshold);
+  }
+
+  // v_before, current, a, b: values of the forward step.
+  static STC_HD Gradients backward(Real v_before, Real current, Real a, Real b, Real grad_u) {
     const Real gate_a = gate(a), gate_b = gate(b);
     Gradients g;
     g.v = gate_a * grad_u;

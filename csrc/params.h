@@ -8,6 +8,9 @@ namespace stc {
 
 enum class Surrogate : int { kSigmoid, kAtan };
 
+// What the current, the spikes and the gradients of both are stored in. All else has the state's type T.
+enum class Storage : int { kState, kHalf, kBfloat16 };
+
 // The three GroupNorms of a layer, in the order of every array that has one entry a norm.
 enum Norm : int { kCurrent, kTemporal, kSpatial, kNorms };
 
@@ -46,6 +49,10 @@ struct StcInputs {
   Shape shape;
   CellOptions<T> cell;
   double eps;
+  // Anything but kState: the pointers to such values lead to 16-bit numbers, their strides count those, and only the
+  // persistent CUDA kernels take the call.
+  Storage storage;
+  bool short_weights;  // of both gates: they come from 16-bit numbers, which one fp16 number holds
   Strided<const T> current;
   Strided<const T> v;       // before the first step
   Strided<const T> spikes;  // before the first step

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kRunPixels = 16, kMaxMap = 32, kMaxWarps = 16;
 // No less than the static shared memory of the persistent kernels.
-constexpr int64_t kStaticForward = 3328, kStaticBackward = 4352;
+constexpr int64_t kStaticForward = 3840, kStaticBackward = 4352;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -30,18 +30,26 @@ void size_persistent(const Shape& s, const Request& r, Plan& p) {
   const int64_t runs = s.height * ceil_div(s.width, kRunPixels);
   p.runs_per_warp = runs <= kMaxWarps ? 1 : runs <= 2 * kMaxWarps ? 2 : 4;
   p.warps = int(ceil_div(runs, p.runs_per_warp));
-  const int64_t membrane = p.runs_per_warp * tiles * p.warps * 32 * 16;
+  // One fp32 number a neuron: the membrane potential, or in the backward pass the gradient of u.
+  const int64_t neurons = p.runs_per_warp * tiles * p.warps * 32 * 16;
+  p.dynamic_bytes = neurons;
+  const int64_t fixed = r.backward ? kStaticBackward : kStaticForward;
+  const auto take_if_it_fits = [&](int64_t bytes) {
+    const bool fits = fixed + p.dynamic_bytes + bytes <= r.shared_bytes_limit;
+    if (fits) p.dynamic_bytes += bytes;
+    return fits;
+  };
   if (r.backward) {
     // the sums of the warps and, for the transposed convolutions, z' of four channels as three bf16 numbers share one
     // place
     const int64_t sums = kMaxWarps * in_group * 6 * 4;
     const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + kRunPixels;
-    p.dynamic_bytes = membrane + std::max(sums, r.attached ? ceil_div(3 * area * 4 * 2, 16) * 16 : 0);
-    return;
+    p.dynamic_bytes += std::max(sums, r.attached ? ceil_div(3 * area * 4 * 2, 16) * 16 : 0);
+    p.cached_u = take_if_it_fits(neurons);
+  } else {
+    p.resident_weights = take_if_it_fits(ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16);
   }
-  const int64_t weights = ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16;
-  p.resident_weights = kStaticForward + membrane + weights <= r.shared_bytes_limit;
-  p.dynamic_bytes = membrane + (p.resident_weights ? weights : 0);
+  p.cached_current = take_if_it_fits(neurons);
 }
 
 }  // namespace

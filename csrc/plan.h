@@ -37,7 +37,9 @@ struct Plan {
   // of the persistent kernels
   int runs_per_warp;      // runs of 16 pixels that a warp owns: 1, 2 or 4
   int warps;              // of a block
-  bool resident_weights;  // in shared memory; else they stream through the first-level cache
+  bool resident_weights;  // of the gates, in shared memory; else they stream through the first-level cache
+  bool cached_current;    // in shared memory, fetched ahead; else it is read again from global memory
+  bool cached_u;          // backward: u of the step before, in shared memory
   int64_t dynamic_bytes;  // dynamic shared memory of a block
 };
 

@@ -391,7 +391,7 @@ class BackwardUnit : Unit<T> {
         const Real a = norm_a.standardise(V::load(za + i));
         const Real b = norm_b.standardise(V::load(zb + i));
         const auto g = Cell::backward(V::load(v + i), norm_x.affine(x), norm_a.affine(a), norm_b.affine(b),
-                                      V::load(u + i, left), gs, gv, options);
+                                      Cell::grad_u(V::load(u + i, left), gs, gv, options));
         V::store(grad_v + i, g.v);
         V::store(grad_x + i, g.current);
         V::store(grad_a + i, g.temporal);

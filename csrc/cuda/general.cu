@@ -53,7 +53,7 @@ int general_forward(const StcForward<T>& p, void* workspace, Stream stream) {
   const int64_t packed_step = s.samples * s.groups * geo.pixels * ((geo.in_group + 7) / 8);
   for (int64_t t = 0; t < s.steps; ++t) {
     launch.flat(gate_convolutions<T>, geo.state, p.in, w.spikes, w.z);
-    launch.blocks(update<T>, dim3(unsigned(s.norm_groups), unsigned(s.samples)), p, w.z, w.spikes, t);
+    launch.blocks(update<T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w.z, w.spikes, t);
     if (p.packed_spikes) launch.flat(pack_spikes<T>, packed_step, s, w.spikes, p.packed_spikes + t * packed_step);
   }
   return launch.error();
@@ -78,7 +78,7 @@ int general_backward(const StcBackward<T>& p, void* workspace, Stream stream) {
     else
       launch.flat(load_state<T>, geo.state, p.in, w.v, w.spikes);
     launch.flat(gate_convolutions<T>, geo.state, p.in, w.spikes, w.z);
-    launch.blocks(differentiate<T>, dim3(unsigned(s.norm_groups), unsigned(s.samples)), p, w, t);
+    launch.blocks(differentiate<T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w, t);
     launch.flat(weight_gradient<T>, s.samples ? weights : 0, p, w, t == s.steps - 1);
     if (!p.gradient_detach && (t > 0 || p.grad_spikes)) launch.flat(spike_gradient<T>, geo.state, p, w);
   }

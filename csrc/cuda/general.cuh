@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) update(StcForward<T> p, const T* z, 
   GPU_SHARED(double, scratch, [kThreads / 32]);
   const Shape& s = p.in.shape;
   const Geometry geo(s);
-  const int64_t group = blockIdx.x, n = blockIdx.y, first = group * geo.norm_channels;
+  const int64_t n = blockIdx.x, group = blockIdx.y, first = group * geo.norm_channels;
   const auto index = [&](int64_t c, int64_t pixel) { return (n * s.channels + first + c) * geo.pixels + pixel; };
   const auto current = [&](int64_t c, int64_t pixel) { return at(p.in.current, s, t, n, first + c, pixel); };
 
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
   GPU_SHARED(double, scratch, [kThreads / 32]);
   const Shape& s = p.in.shape;
   const Geometry geo(s);
-  const int64_t group = blockIdx.x, n = blockIdx.y, first = group * geo.norm_channels;
+  const int64_t n = blockIdx.x, group = blockIdx.y, first = group * geo.norm_channels;
   const double count = double(geo.norm_channels * geo.pixels);
   Moments m[kNorms];
   for (int norm = 0; norm < kNorms; ++norm) {
@@ -230,8 +230,8 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
         xhat[norm] = channel.standardise(input(norm, c, pixel));
         y[norm] = channel.affine(xhat[norm]);
       }
-      const auto g = Cell::backward(w.v[i], y[kCurrent], y[kTemporal], y[kSpatial], p.u[t * geo.state + i], grad_s,
-                                    grad_v, p.in.cell);
+      const auto g = Cell::backward(w.v[i], y[kCurrent], y[kTemporal], y[kSpatial],
+                                    Cell::grad_u(p.u[t * geo.state + i], grad_s, grad_v, p.in.cell));
       p.grad_v[i] = g.v;
       const T grads[kNorms] = {g.current, g.temporal, g.spatial};
       for (int norm = 0; norm < kNorms; ++norm) {

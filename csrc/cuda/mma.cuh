@@ -24,6 +24,18 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 #endif
 
+// ---- no instruction: what was derived from x before is computed again, instead of being kept in registers ----------
+
+#if defined(__CUDACC__)
+
+__device__ __forceinline__ void forget(int& x) { asm volatile("" : "+r"(x)); }
+
+#else
+
+__device__ __forceinline__ void forget(int&) {}
+
+#endif
+
 // ---- mma.sync.m16n8k16: d += a * b -------------------------------------------------------------------------------
 //
 // A is 16 x 16 row by row, B 16 x 8 column by column, both in a 16-bit type; D is 16 x 8 in fp32. With

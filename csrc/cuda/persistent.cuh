@@ -5,13 +5,12 @@
 // channel) pairs. Spikes are exact in fp16; a weight, scaled by a power of two per output channel, is the sum of two
 // fp16 numbers to 22 bits, so two products give sums as good as fp32 ones.
 //
-//   A rows      m tile i: rows 0-7 = temporal outputs 8i..8i+7, rows 8-15 = the spatial outputs of the same channels,
-//   so
-//               that the accumulators of a thread are both gates of the same neurons
+//   A rows      m tile i: rows 0-7 = temporal outputs 8i..8i+7, rows 8-15 = the spatial outputs of the same
+//               channels, so that the accumulators of a thread are both gates of the same neurons
 //   K columns   16 channels a group: one tap;  8 channels: two taps, the second of the last pair zero when K*K is odd
-//   N columns   a pair of tiles covers 16 pixels of a row: column n of tile h is pixel 4 (n / 2) + n % 2 + 2 h, so that
-//   a
-//               thread owns the four consecutive pixels 4q..4q+3 (q = lane % 4) of channel lane / 4, one 128-bit access
+//   N columns   a pair of tiles covers 16 pixels of a row: column n of tile h is pixel 4 (n / 2) + n % 2 + 2 h, so
+//               that a thread owns the four consecutive pixels 4q..4q+3 (q = lane % 4) of channel lane / 4, one
+//               128-bit access
 #pragma once
 
 #include "../cell.h"
@@ -88,9 +87,8 @@ __global__ void __launch_bounds__(256) pack_weights(StcInputs<float> in, PackedW
   __syncthreads();
   uint32_t* out = reinterpret_cast<uint32_t*>(packed.fragments + int64_t(blockIdx.x) * Product::kFragments);
   for (int i = threadIdx.x; i < Product::kFragments * 4; i += blockDim.x) {
-    // PTX ISA, fragments of mma.m16n8k16: register r holds row lane / 4 (+ 8 if r is odd), columns 2 (lane % 4) + {0,
-    // 1}
-    // (+ 8 if r >= 2)
+    // PTX ISA, fragments of mma.m16n8k16: register r holds row lane / 4 (+ 8 if r is odd), columns
+    // 2 (lane % 4) + {0, 1} (+ 8 if r >= 2)
     const int r = i % 4, lane = i / 4 % 32, term = i / 128 % Product::kTerms;
     const int tile = i / 128 / Product::kTerms % Product::kTiles, step = i / 128 / Product::kTerms / Product::kTiles;
     const int path = r % 2, c = tile * 8 + lane / 4;
@@ -118,6 +116,7 @@ struct Block {
   using Product = GateProduct<Channels, Kernel>;
   using Word = typename SpikeWord<Channels>::type;
   static constexpr int kTiles = Product::kTiles;
+  static constexpr int kSlots = Runs * kTiles;  // fours of neurons of a thread
   static constexpr int kPad = Kernel / 2;
   static constexpr int kWords = (kMaxMap + Kernel - 1) * (kMaxMap + Kernel - 1) + kRunPixels;  // a run may stick out
 
@@ -145,6 +144,18 @@ struct Block {
       shared_runs[i] = uint16_t(i / per_row < int(s.height) ? i / per_row * 256 + i % per_row * kRunPixels : width);
   }
 
+  // Keeps addresses that follow from these numbers out of registers where other things need them more.
+  __device__ __forceinline__ void forget() {
+    gpu::forget(lane);
+    gpu::forget(row);
+    gpu::forget(quad);
+  }
+
+  // Which unit this is. Asked of the hardware each time: as variables they would take registers.
+  static __device__ __forceinline__ int group() { return int(blockIdx.y); }
+  static __device__ __forceinline__ int sample() { return int(blockIdx.x); }
+  static __device__ __forceinline__ int first() { return group() * Channels; }  // channel
+
   // Of the thread's four pixels of run i.
   __device__ __forceinline__ int y(int i) const { return runs[i] >> 8; }
   __device__ __forceinline__ int x(int i) const { return (runs[i] & 0xFF) + 4 * quad; }
@@ -152,15 +163,28 @@ struct Block {
   __device__ __forceinline__ int offset(int i, int m) const { return (m * 8 + row) * pixels + y(i) * width + x(i); }
   // How many of them are on the map.
   __device__ __forceinline__ int valid(int i) const { return max(0, min(4, width - x(i))); }
+  // Where the thread's four of run i, m tile m lies in an array [warps][kSlots][32] of the block. The distances between
+  // the fours of a thread are constants, and so take no registers.
+  __device__ __forceinline__ int slot(int i, int m) const {
+    return (int(threadIdx.x) / 32 * kSlots + i * kTiles + m) * 32 + lane;
+  }
+  // How many neurons the thread owns.
+  __device__ __forceinline__ int neurons() const {
+    int count = 0;
+#pragma unroll
+    for (int i = 0; i < Runs; ++i) count += valid(i);
+    return count * kTiles;
+  }
 
   // In a padded map, the first tap of the window of this lane's column (of B fragments) in the first n tile of run i.
   __device__ __forceinline__ int origin(int i) const {
     return y(i) * stride + x(i) - 4 * quad + 4 * (row / 2) + row % 2;
   }
 
-  // z = both gate convolutions of the spikes: z[run][n tile][m tile][accumulator].
+  // z = both gate convolutions of the spikes: z[run][n tile][m tile][accumulator], with weights of `terms` fp16
+  // numbers.
   template <class LoadFragment>
-  __device__ __forceinline__ void convolve(const Word* words, LoadFragment fragment,
+  __device__ __forceinline__ void convolve(const Word* words, int terms, LoadFragment fragment,
                                            float (&z)[Runs][2][kTiles][4]) const {
 #pragma unroll
     for (int i = 0; i < Runs; ++i)
@@ -180,7 +204,7 @@ struct Block {
       for (int m = 0; m < kTiles; ++m)
 #pragma unroll
         for (int term = 0; term < Product::kTerms; ++term)
-          a[m][term] = fragment(((s * kTiles + m) * Product::kTerms + term) * 32 + lane);
+          if (term < terms) a[m][term] = fragment(((s * kTiles + m) * Product::kTerms + term) * 32 + lane);
       const int tap = s * Product::kTapsPerStep;
       const int offset = tap / Kernel * stride + tap % Kernel;
       // the second tap of a pair; past the last tap its weights are zero, and any spike will do
@@ -197,13 +221,14 @@ struct Block {
 #pragma unroll
           for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-            for (int term = 0; term < Product::kTerms; ++term) gpu::mma_m16n8k16_f16(z[i][h][m], a[m][term], b);
+            for (int term = 0; term < Product::kTerms; ++term)
+              if (term < terms) gpu::mma_m16n8k16_f16(z[i][h][m], a[m][term], b);
         }
     }
   }
 
-  // Sets the bits of run i, m tile m in the padded spike map: bit j of `fired` = pixel j of this thread. The whole
-  // warp.
+  // Sets the bits of run i, m tile m in the padded spike map: bit j of `fired` = pixel j of this thread. By whole
+  // warps.
   __device__ __forceinline__ void put_spikes(Word* words, int i, int m, unsigned fired) const {
     unsigned votes = 0;
 #pragma unroll
@@ -223,30 +248,28 @@ struct Block {
   }
 };
 
-// Sums of Count values over the block: `publish` by all threads, a barrier, then `collect` wherever the sums are
-// wanted, the same in every thread. scratch is [kMaxWarps][Count].
-template <int Count>
-__device__ __forceinline__ void publish(float (&values)[Count], float (*scratch)[Count]) {
-#pragma unroll
-  for (int k = 0; k < Count; ++k)
-#pragma unroll
-    for (int distance = 16; distance; distance /= 2) values[k] += __shfl_xor_sync(0xffffffffu, values[k], distance);
-  if (threadIdx.x % 32 == 0)
-#pragma unroll
-    for (int k = 0; k < Count; ++k) scratch[threadIdx.x / 32][k] = values[k];
+// Four neighbours of a row of a tensor: a float4, or in half the space four 16-bit numbers.
+__device__ __forceinline__ float widen(uint16_t x, Storage storage) {
+  return storage == Storage::kHalf ? __half2float(__ushort_as_half(x)) : __uint_as_float(uint32_t(x) << 16);
 }
-template <int Count>
-__device__ __forceinline__ void collect(float (&sums)[Count], const float (*scratch)[Count]) {
-#pragma unroll
-  for (int k = 0; k < Count; ++k) sums[k] = 0.f;
-#pragma unroll 1
-  for (int w = 0; w < int(blockDim.x) / 32; ++w)
-#pragma unroll
-    for (int k = 0; k < Count; ++k) sums[k] += scratch[w][k];
+__device__ __forceinline__ uint16_t narrow(float x, Storage storage) {
+  return storage == Storage::kHalf ? __half_as_ushort(__float2half_rn(x))
+                                   : __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
+__device__ __forceinline__ float4 widen4(const uint2& x, Storage storage) {
+  return make_float4(widen(uint16_t(x.x), storage), widen(uint16_t(x.x >> 16), storage), widen(uint16_t(x.y), storage),
+                     widen(uint16_t(x.y >> 16), storage));
 }
 
-// Four neighbours of a row, `step` elements apart, of which `valid` are on the map; the others read as 0. `whole`: all
-// four, where they are valid, can be one 128-bit access.
+__device__ __forceinline__ float& component(float4& v, int j) {
+  return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
+}
+__device__ __forceinline__ float component_of(const float4& v, int j) {
+  return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
+}
+
+// Four neighbours of which `valid` are on the map, `step` elements apart; the others read as 0. `whole`: all four,
+// where they are valid, can be one access.
 __device__ __forceinline__ float4 load4(const float* p, int64_t step, int valid, bool whole) {
   if (whole && valid == 4) return *reinterpret_cast<const float4*>(p);
   float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
@@ -254,6 +277,14 @@ __device__ __forceinline__ float4 load4(const float* p, int64_t step, int valid,
   if (valid > 1) v.y = p[step];
   if (valid > 2) v.z = p[2 * step];
   if (valid > 3) v.w = p[3 * step];
+  return v;
+}
+__device__ __forceinline__ float4 load4(const uint16_t* p, int64_t step, int valid, bool whole, Storage storage) {
+  if (whole && valid == 4) return widen4(*reinterpret_cast<const uint2*>(p), storage);
+  float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    if (j < valid) component(v, j) = widen(p[j * step], storage);
   return v;
 }
 __device__ __forceinline__ void store4(float* p, const float4& v, int valid, bool whole) {
@@ -266,29 +297,127 @@ __device__ __forceinline__ void store4(float* p, const float4& v, int valid, boo
   if (valid > 2) p[2] = v.z;
   if (valid > 3) p[3] = v.w;
 }
+// Element `first` on of a contiguous array of the given storage.
+__device__ __forceinline__ void store4(float* array, int64_t first, const float4& v, int valid, bool whole,
+                                       Storage storage) {
+  if (storage == Storage::kState) return store4(array + first, v, valid, whole);
+  uint16_t* p = reinterpret_cast<uint16_t*>(array) + first;
+  const uint2 pairs = make_uint2(narrow(v.x, storage) | uint32_t(narrow(v.y, storage)) << 16,
+                                 narrow(v.z, storage) | uint32_t(narrow(v.w, storage)) << 16);
+  if (whole && valid == 4) {
+    *reinterpret_cast<uint2*>(p) = pairs;
+    return;
+  }
+  if (valid > 0) p[0] = uint16_t(pairs.x);
+  if (valid > 1) p[1] = uint16_t(pairs.x >> 16);
+  if (valid > 2) p[2] = uint16_t(pairs.y);
+  if (valid > 3) p[3] = uint16_t(pairs.y >> 16);
+}
 
 // Whether the fours of a tensor are aligned.
 template <class T>
-__device__ __forceinline__ bool whole_fours(const Strided<T>& x) {
-  return x.column == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 &&
+__device__ __forceinline__ bool whole_fours(const Strided<T>& x, Storage storage) {
+  return x.column == 1 && reinterpret_cast<uintptr_t>(x.data) % (storage == Storage::kState ? 16 : 8) == 0 &&
          (x.step | x.sample | x.channel | x.row) % 4 == 0;
 }
 
-// The four values of run i, m tile m at step t of a strided tensor.
+// In elements, where the thread's four pixels of run i start in a strided tensor.
 template <class B, class T>
-__device__ __forceinline__ float4 load4(const B& block, const Strided<T>& x, int64_t t, int64_t n, int64_t channel,
-                                        int i) {
-  const float* p =
-      x.data + t * x.step + n * x.sample + channel * x.channel + block.y(i) * x.row + block.x(i) * x.column;
-  return load4(p, x.column, block.valid(i), whole_fours(x));
+__device__ __forceinline__ int64_t place4(const B& block, const Strided<T>& x, int64_t t, int64_t n, int64_t channel,
+                                          int i) {
+  return t * x.step + n * x.sample + channel * x.channel + block.y(i) * x.row + block.x(i) * x.column;
 }
 
-__device__ __forceinline__ float& component(float4& v, int j) {
-  return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
+// Those four values.
+template <class B>
+__device__ __forceinline__ float4 load4(const B& block, const Strided<const float>& x, Storage storage, int64_t t,
+                                        int64_t n, int64_t channel, int i) {
+  const int64_t first = place4(block, x, t, n, channel, i);
+  const bool whole = whole_fours(x, storage);
+  if (storage == Storage::kState) return load4(x.data + first, x.column, block.valid(i), whole);
+  return load4(reinterpret_cast<const uint16_t*>(x.data) + first, x.column, block.valid(i), whole, storage);
 }
 
-__device__ __forceinline__ float component_of(const float4& v, int j) {
-  return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
+// Weight and bias of the three norms of a group, 1 and 0 where one is absent. By all threads; a barrier must follow.
+template <int Channels>
+__device__ __forceinline__ void load_affine(const StcInputs<float>& in, int first,
+                                            float (&affine)[kNorms][2][Channels]) {
+  for (int i = threadIdx.x; i < kNorms * Channels; i += blockDim.x) {
+    const int norm = i / Channels, c = i % Channels;
+    const bool present = in.norm_weight[norm];
+    affine[norm][0][c] = present ? in.norm_weight[norm][first + c] : 1.f;
+    affine[norm][1][c] = present ? in.norm_bias[norm][first + c] : 0.f;
+  }
 }
+
+// One value, read by one lane for the whole warp.
+__device__ __forceinline__ float load_first(const Strided<const float>& x, Storage storage, int64_t place) {
+  float value = 0.f;
+  if (threadIdx.x % 32 == 0)
+    value =
+        storage == Storage::kState ? x.data[place] : widen(reinterpret_cast<const uint16_t*>(x.data)[place], storage);
+  return __shfl_sync(0xffffffffu, value, 0);
+}
+
+// The current of a thread's neurons: fetched into shared memory while the step before is still at work, or read from
+// global memory where there is no room for that.
+template <class B>
+class Current {
+ public:
+  // `slots`: [warps][kSlots][32], there only if `cached`.
+  __device__ __forceinline__ Current(const B& block, const StcInputs<float>& in, float4* slots, bool cached)
+      : block_(block), in_(in), slots_(slots), cached_(cached) {
+    if (cached_)
+#pragma unroll
+      for (int k = 0; k < B::kSlots; ++k) slots_[block.slot(0, k)] = make_float4(0.f, 0.f, 0.f, 0.f);
+  }
+
+  // Starts to fetch step t.
+  __device__ __forceinline__ void fetch(int64_t t) const {
+    if (!cached_) return;
+    const Strided<const float>& x = in_.current;
+    const bool wide = in_.storage == Storage::kState, whole = whole_fours(x, in_.storage);
+#pragma unroll 1
+    for (int k = 0; k < B::kSlots; ++k) {
+      const int i = k / B::kTiles, valid = block_.valid(i);
+      const int64_t place = place4(block_, x, t, B::sample(), B::first() + block_.row + k % B::kTiles * 8, i);
+      float4* slot = slots_ + block_.slot(0, k);
+      if (wide) {
+        const float* from = x.data + place;
+        if (whole && valid == 4)
+          gpu::cp_async<16>(slot, from);
+        else
+#pragma unroll 1
+          for (int j = 0; j < valid; ++j) gpu::cp_async<4>(reinterpret_cast<float*>(slot) + j, from + j * x.column);
+      } else {
+        const uint16_t* from = reinterpret_cast<const uint16_t*>(x.data) + place;
+        if (whole && valid == 4)
+          gpu::cp_async<8>(slot, from);
+        else  // there is no copy of two bytes
+#pragma unroll 1
+          for (int j = 0; j < valid; ++j) reinterpret_cast<uint16_t*>(slot)[j] = from[j * x.column];
+      }
+    }
+    gpu::cp_async_commit();
+  }
+
+  // Before step t is read.
+  __device__ __forceinline__ void arrive() const {
+    if (cached_) gpu::cp_async_wait<0>();
+  }
+
+  // The four values of run i, m tile m at step t, the one that was fetched last.
+  __device__ __forceinline__ float4 operator()(int64_t t, int i, int m) const {
+    if (!cached_) return load4(block_, in_.current, in_.storage, t, B::sample(), B::first() + block_.row + m * 8, i);
+    const float4* slot = slots_ + block_.slot(i, m);
+    return in_.storage == Storage::kState ? *slot : widen4(*reinterpret_cast<const uint2*>(slot), in_.storage);
+  }
+
+ private:
+  const B& block_;
+  const StcInputs<float>& in_;
+  float4* slots_;
+  bool cached_;
+};
 
 }  // namespace stc::cuda

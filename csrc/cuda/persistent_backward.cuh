@@ -1,10 +1,11 @@
 // The persistent backward kernel: all steps of one (sample, group) from last to first in one block. Gates are computed
-// again from the spikes; nothing but the current, u and the norms' statistics is read.
+// again from the spikes; nothing but the current, u, the norms' statistics and the gradients that arrive is read.
 //
-// Per step and thread block:
+// u' = dL/du_t of the step at hand lies on chip. Per step and thread block:
 //   spikes before the step from u_{t-1} -> barrier -> gate convolutions -> sums over the group of the norms' gradients
-//   -> barriers -> the same values again, now through the norms: grad_current, z' to global memory, grad_v
-//   -> attached: s'_{t-1} = transposed convolutions of z', four output channels at a time through shared memory
+//   -> barriers -> the same values again, now through the norms: grad_current, z' to global memory, and u' of step t-1
+//   -> attached: the transposed convolutions of z', four output channels at a time through shared memory, give
+//      s'_{t-1}, whose part of that u' is added
 //
 // The weight gradient is a second launch (weight_gradient.cuh) over z' and the spike bits that this one leaves behind.
 #pragma once
@@ -15,7 +16,7 @@ namespace stc::cuda {
 
 // What the backward kernel leaves for the weight gradient, in device memory.
 struct BackwardTrace {
-  float* grad_gates;      // z': [2, T, N, C, H, W]
+  float* grad_gates[2];   // z' of both gates: [T, N, C, H, W]
   uint8_t* spikes;        // s_{t-1}, one word of Channels bits a pixel: [T, N, groups, H, W]
   double* partial_norms;  // [N, C, kNorms, 2] = weight, bias; summed over the steps
 };
@@ -70,15 +71,18 @@ __global__ void __launch_bounds__(256) pack_transposed_weights(StcInputs<float> 
   }
 }
 
+// cached_u, cached_current: whether there is room on chip for u_{t-1} and for the current.
 template <int Channels, int Kernel, int Runs, bool Attached>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1)
-    persistent_backward(StcBackward<float> p, PackedWeights packed, const uint4* transposed, BackwardTrace trace) {
+    persistent_backward(StcBackward<float> p, PackedWeights packed, const uint4* transposed, BackwardTrace trace,
+                        bool cached_u, bool cached_current) {
   using B = Block<Channels, Kernel, Runs>;
   using Product = typename B::Product;
   using Transposed = TransposedProduct<Channels, Kernel>;
   using Word = typename B::Word;
   using Cell = StcLif<FastMath>;
-  constexpr int kTiles = B::kTiles, kSums = 2 * kNorms;  // of gradient x xhat, and of the gradient, for each norm
+  constexpr int kTiles = B::kTiles;
+  constexpr int kSums = 2 * kNorms;  // of gradient x xhat, and of the gradient, for each norm
 
   GPU_SHARED(Word, words, [B::kWords]);
   GPU_SHARED(uint16_t, runs, [B::kMaxRuns]);
@@ -88,23 +92,27 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   GPU_SHARED(float, means, [kNorms][2]);               // over the group, of weight x gradient and of that x xhat
   GPU_SHARED(float, affine, [kNorms][2][Channels]);    // weight, bias
   gpu::SharedCarver carver;
-  float4* grad_v = carver.take<float4>(Runs * kTiles * int(blockDim.x));  // each element belongs to one thread
+  // Of these arrays each element belongs to one thread.
+  float4* grad_u = carver.take<float4>(B::kSlots * int(blockDim.x));
+  float4* kept_u = cached_u ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
+  float4* kept_current = cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
   const int area = (int(p.in.shape.height) + Kernel - 1) * (int(p.in.shape.width) + Kernel - 1) + kRunPixels;
-  // In turn: [kMaxWarps][Channels][kSums] sums of the warps;  [kTerms][area][kChunk] bf16 numbers of z', with a zero
+  // In turn: [kMaxWarps][Channels][kSums] sums of the warps; [kTerms][area][kChunk] bf16 numbers of z', with a zero
   // halo
   float* arena = carver.take<float>(
       max(kMaxWarps * Channels * kSums, Attached ? Transposed::kTerms * area * Transposed::kChunk / 2 : 0));
 
-  const B block(p.in.shape, runs);
-  const int64_t group = blockIdx.x, n = blockIdx.y, first = group * Channels;
-  const int64_t sequence = p.in.shape.steps * p.in.shape.samples * p.in.shape.channels * block.pixels;
-  const uint4* fragments = packed.fragments + group * Product::kFragments;
+  B block(p.in.shape, runs);
+  const int steps = int(p.in.shape.steps);
+  const Storage storage = p.in.storage;
+  const uint4* fragments = packed.fragments + B::group() * Product::kFragments;
+  const Current<B> current(block, p.in, kept_current, cached_current);
   CellOptions<float> cell = p.in.cell;
   cell.spiking = true;  // soft spikes run on the general kernels
-  const auto channel = [&](int m) { return first + m * 8 + block.row; };
+  const auto channel = [&](int m) { return B::first() + m * 8 + block.row; };
   // The first element of this unit at step t of a contiguous sequence.
   const auto unit = [&](int64_t t) {
-    return ((t * p.in.shape.samples + n) * p.in.shape.channels + first) * block.pixels;
+    return ((t * p.in.shape.samples + B::sample()) * p.in.shape.channels + B::first()) * block.pixels;
   };
   const auto load = [&](const float* array, int i, int m) {
     return load4(array + block.offset(i, m), 1, block.valid(i), block.whole);
@@ -112,30 +120,46 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   const auto store = [&](float* array, int i, int m, const float4& value) {
     store4(array + block.offset(i, m), value, block.valid(i), block.whole);
   };
+  // u' of step t from the gradient that arrives at its v from later steps, and from outside at its spikes and v.
+  const auto fold = [&](int t, int i, int m, const float4& u, float4 grad_v) {
+    float4 grad_s = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (p.grad_spikes_out.data) grad_s = load4(block, p.grad_spikes_out, storage, t, B::sample(), channel(m), i);
+    if (p.grad_v_seq_out.data) {
+      const float4 more = load4(block, p.grad_v_seq_out, Storage::kState, t, B::sample(), channel(m), i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) component(grad_v, j) += component_of(more, j);
+    }
+    float4 result;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      component(result, j) = Cell::grad_u(component_of(u, j), component_of(grad_s, j), component_of(grad_v, j), cell);
+    grad_u[block.slot(i, m)] = result;
+  };
 
   for (int i = threadIdx.x; i < B::kWords; i += blockDim.x) words[i] = 0;
   for (int i = threadIdx.x; i < Channels * kSums; i += blockDim.x) totals[i / kSums][i % kSums] = 0.0;
-  for (int i = threadIdx.x; i < kNorms * Channels; i += blockDim.x) {
-    const int norm = i / Channels, c = i % Channels;
-    const bool present = p.in.norm_weight[norm];
-    affine[norm][0][c] = present ? p.in.norm_weight[norm][first + c] : 1.f;
-    affine[norm][1][c] = present ? p.in.norm_bias[norm][first + c] : 0.f;
-  }
+  load_affine<Channels>(p.in, B::first(), affine);
   __syncthreads();
-#pragma unroll
+  if (steps > 0) current.fetch(steps - 1);
+#pragma unroll 1
   for (int i = 0; i < Runs; ++i)
-#pragma unroll
+#pragma unroll 1
     for (int m = 0; m < kTiles; ++m) {
-      float4 g = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (p.grad_v_out.data) g = load4(block, p.grad_v_out, 0, n, channel(m), i);
-      grad_v[(i * kTiles + m) * blockDim.x + threadIdx.x] = g;
+      float4 grad_v = make_float4(0.f, 0.f, 0.f, 0.f);
+      if (p.grad_v_out.data) grad_v = load4(block, p.grad_v_out, Storage::kState, 0, B::sample(), channel(m), i);
+      if (steps > 0)
+        fold(steps - 1, i, m, load(p.u + unit(steps - 1), i, m), grad_v);
+      else
+        grad_u[block.slot(i, m)] = grad_v;
     }
 
 #pragma unroll 1
-  for (int t = int(p.in.shape.steps) - 1; t >= 0; --t) {
+  for (int t = steps - 1; t >= 0; --t) {
+    block.forget();
     if (threadIdx.x < kNorms) {
       const double* stats =
-          p.norm_stats + (((t * p.in.shape.samples + n) * p.in.shape.groups + group) * kNorms + threadIdx.x) * 2;
+          p.norm_stats +
+          (((t * p.in.shape.samples + B::sample()) * p.in.shape.groups + B::group()) * kNorms + threadIdx.x) * 2;
       Moments moments;
       moments.mean = stats[0];
       moments.rstd = stats[1];
@@ -144,16 +168,18 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       statistics[threadIdx.x][1] = s.low;
       statistics[threadIdx.x][2] = s.rstd;
     }
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < Runs; ++i)
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         unsigned fired = 0;
         float4 before = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (t > 0)
+        if (t > 0) {
           before = load(p.u + unit(t - 1), i, m);
-        else if (p.in.spikes.data)
-          before = load4(block, p.in.spikes, 0, n, channel(m), i);
+          if (cached_u) kept_u[block.slot(i, m)] = before;
+        } else if (p.in.spikes.data) {
+          before = load4(block, p.in.spikes, storage, 0, B::sample(), channel(m), i);
+        }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const float value = component(before, j);
@@ -165,70 +191,59 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     __syncthreads();
     {
       Word* out = reinterpret_cast<Word*>(trace.spikes) +
-                  ((t * p.in.shape.samples + n) * p.in.shape.groups + group) * block.pixels;
+                  ((t * p.in.shape.samples + B::sample()) * p.in.shape.groups + B::group()) * block.pixels;
       for (int i = threadIdx.x; i < block.pixels; i += blockDim.x)
         out[i] = words[(i / block.width + B::kPad) * block.stride + i % block.width + B::kPad];
     }
 
+    const auto statistics_of = [&](int norm) {
+      return Statistics<FastMath>(statistics[norm][0], statistics[norm][1], statistics[norm][2]);
+    };
     float z[Runs][2][kTiles][4];
-    block.convolve(words, [&](int i) { return __ldg(fragments + i); }, z);
+    block.convolve(words, p.in.short_weights ? 1 : 2, [&](int i) { return __ldg(fragments + i); }, z);
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      const float* scale = packed.scale + group * 2 * Channels + m * 8 + block.row;
-      const float temporal = scale[0], spatial = scale[Channels];
+    for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-      for (int i = 0; i < Runs; ++i)
+      for (int path = 0; path < 2; ++path) {
+        const float scale = packed.scale[(B::group() * 2 + path) * Channels + m * 8 + block.row];
+        const Statistics<FastMath> of_path = statistics_of(kTemporal + path);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          z[i][h][m][0] *= temporal;
-          z[i][h][m][1] *= temporal;
-          z[i][h][m][2] *= spatial;
-          z[i][h][m][3] *= spatial;
-        }
-    }
+        for (int i = 0; i < Runs; ++i)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float& value = z[i][j / 2][m][2 * path + j % 2];
+            value = of_path.centre(value * scale) * of_path.rstd;  // zhat
+          }
+      }
+    current.arrive();
+    block.forget();
 
+    // u_{t-1}; before the first step v.
+    const auto load_before = [&](int i, int m) {
+      if (t > 0) return cached_u ? kept_u[block.slot(i, m)] : load(p.u + unit(t - 1), i, m);
+      if (p.in.v.data) return load4(block, p.in.v, Storage::kState, 0, B::sample(), channel(m), i);
+      return make_float4(0.f, 0.f, 0.f, 0.f);
+    };
     // Calls use(j, xhat of the three norms, gradients of the cell) for the four neurons of (run i, m tile m).
     const auto visit = [&](int i, int m, auto use) {
-      __syncwarp();  // keeps the compiler from loading ahead of what the registers hold
+      __syncwarp();
+      const float4 before = load_before(i, m);
       const int c = m * 8 + block.row;
-      const float4 current = load4(block, p.in.current, t, n, channel(m), i);
-      const float4 u = load(p.u + unit(t), i, m);
-      float4 v = make_float4(0.f, 0.f, 0.f, 0.f), gs = v;
-      if (t > 0)
-        v = load(p.u + unit(t - 1), i, m);
-      else if (p.in.v.data)
-        v = load4(block, p.in.v, 0, n, channel(m), i);
-      if (p.grad_spikes_out.data) gs = load4(block, p.grad_spikes_out, t, n, channel(m), i);
-      float4 gv = grad_v[(i * kTiles + m) * blockDim.x + threadIdx.x];
-      if (p.grad_v_seq_out.data) {
-        const float4 more = load4(block, p.grad_v_seq_out, t, n, channel(m), i);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) component(gv, j) += component_of(more, j);
-      }
-      if (Attached && t < int(p.in.shape.steps) - 1) {
-        // the step after left s'_t where this step's grad_current goes
-        const float4 more = load(p.grad_current + unit(t), i, m);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) component(gs, j) += component_of(more, j);
-      }
+      const float4 input = current(t, i, m), gu = grad_u[block.slot(i, m)];
+      const Statistics<FastMath> of_current = statistics_of(kCurrent);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float inputs[kNorms] = {component_of(current, j), z[i][j / 2][m][j % 2], z[i][j / 2][m][2 + j % 2]};
-        float xhat[kNorms], normed[kNorms];
+        const float xhat[kNorms] = {of_current.centre(component_of(input, j)) * of_current.rstd, z[i][j / 2][m][j % 2],
+                                    z[i][j / 2][m][2 + j % 2]};
+        float normed[kNorms];
 #pragma unroll
-        for (int norm = 0; norm < kNorms; ++norm) {
-          const ChannelNorm<FastMath> f(
-              Statistics<FastMath>(statistics[norm][0], statistics[norm][1], statistics[norm][2]), affine[norm][0][c],
-              affine[norm][1][c]);
-          xhat[norm] = f.standardise(inputs[norm]);
-          normed[norm] = f.affine(xhat[norm]);
-        }
-        const float before = component_of(v, j);
-        const float v_before = t > 0 ? Cell::reset(before, Cell::fire(before, cell), cell) : before;
+        for (int norm = 0; norm < kNorms; ++norm) normed[norm] = xhat[norm] * affine[norm][0][c] + affine[norm][1][c];
+        const float x = component_of(before, j);
+        const float v_before = t > 0 ? Cell::reset(x, Cell::fire(x, cell), cell) : x;
         use(j, xhat,
-            Cell::backward(v_before, normed[kCurrent], normed[kTemporal], normed[kSpatial], component_of(u, j),
-                           component_of(gs, j), component_of(gv, j), cell));
+            Cell::backward(v_before, normed[kCurrent], normed[kTemporal], normed[kSpatial], component_of(gu, j)));
       }
+      return before;
     };
 
     // Sums over the group; per channel first, which the norms' parameters want.
@@ -275,10 +290,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int i = 0; i < Runs; ++i) {
-        float4 out[kNorms], next_grad_v;
-        visit(i, m, [&](int j, const float (&xhat)[kNorms], const typename Cell::Gradients& g) {
+        float4 out[kNorms], grad_v;
+        const float4 before = visit(i, m, [&](int j, const float (&xhat)[kNorms], const typename Cell::Gradients& g) {
           const float grads[kNorms] = {g.current, g.temporal, g.spatial};
-          component(next_grad_v, j) = g.v;
+          component(grad_v, j) = g.v;
 #pragma unroll
           for (int norm = 0; norm < kNorms; ++norm) {
             const ChannelNorm<FastMath> f(Statistics<FastMath>(0.f, 0.f, statistics[norm][2]),
@@ -286,11 +301,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             component(out[norm], j) = f.backward(grads[norm], xhat[norm], means[norm][0], means[norm][1]);
           }
         });
-        grad_v[(i * kTiles + m) * blockDim.x + threadIdx.x] = next_grad_v;
-        store(p.grad_current + unit(t), i, m, out[kCurrent]);
-        store(trace.grad_gates + unit(t), i, m, out[kTemporal]);
-        store(trace.grad_gates + sequence + unit(t), i, m, out[kSpatial]);
+        store4(p.grad_current, unit(t) + block.offset(i, m), out[kCurrent], block.valid(i), block.whole, storage);
+        store(trace.grad_gates[0] + unit(t), i, m, out[kTemporal]);
+        store(trace.grad_gates[1] + unit(t), i, m, out[kSpatial]);
+        if (t > 0)
+          fold(t - 1, i, m, before, grad_v);
+        else
+          grad_u[block.slot(i, m)] = grad_v;  // nothing is before the first step but v
       }
+    if (t > 0) current.fetch(t - 1);
 
     if constexpr (Attached) {
       if (t > 0 || p.grad_spikes) {
@@ -312,7 +331,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             uint16_t* numbers = reinterpret_cast<uint16_t*>(map);
 #pragma unroll
             for (int i = 0; i < Runs; ++i) {
-              const float4 g = load(trace.grad_gates + path * sequence + unit(t), i, c / 8);
+              const float4 g = load((path ? trace.grad_gates[1] : trace.grad_gates[0]) + unit(t), i, c / 8);
 #pragma unroll
               for (int j = 0; j < 4; ++j) {
                 if (j >= block.valid(i)) continue;
@@ -324,7 +343,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             }
           }
           __syncthreads();
-          const uint4* a_chunk = transposed + group * Transposed::kFragments +
+          const uint4* a_chunk = transposed + B::group() * Transposed::kFragments +
                                  chunk * Transposed::kSteps * Transposed::kTerms * 32 + block.lane;
 #pragma unroll 1
           for (int s = 0; s < Transposed::kSteps; ++s) {
@@ -359,22 +378,30 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         for (int m = 0; m < kTiles; ++m)
 #pragma unroll
           for (int i = 0; i < Runs; ++i) {
-            const float4 g =
+            const float4 grad_s =
                 make_float4(sum[i][0][2 * m], sum[i][0][2 * m + 1], sum[i][1][2 * m], sum[i][1][2 * m + 1]);
-            store(t > 0 ? p.grad_current + unit(t - 1) : p.grad_spikes + unit(0), i, m, g);
+            if (t > 0) {
+              const float4 u = load_before(i, m);
+              float4 total = grad_u[block.slot(i, m)];
+#pragma unroll
+              for (int j = 0; j < 4; ++j)
+                component(total, j) += component_of(grad_s, j) * Cell::spike_slope(component_of(u, j), cell);
+              grad_u[block.slot(i, m)] = total;
+            } else {
+              store4(p.grad_spikes, unit(0) + block.offset(i, m), grad_s, block.valid(i), block.whole, storage);
+            }
           }
       }
     }
     __syncthreads();  // statistics, words and the arena are free for the next step
   }
 
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < Runs; ++i)
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-      store(p.grad_v + unit(0), i, m, grad_v[(i * kTiles + m) * blockDim.x + threadIdx.x]);
+#pragma unroll 1
+    for (int m = 0; m < kTiles; ++m) store(p.grad_v + unit(0), i, m, grad_u[block.slot(i, m)]);
   for (int i = threadIdx.x; i < Channels * kSums; i += blockDim.x)
-    trace.partial_norms[((n * p.in.shape.channels + first + i / kSums) * kNorms) * 2 + i % kSums] =
+    trace.partial_norms[((B::sample() * p.in.shape.channels + B::first() + i / kSums) * kNorms) * 2 + i % kSums] =
         totals[i / kSums][i % kSums];
 }
 

@@ -1,59 +1,68 @@
 // The persistent forward kernel: all steps of one (sample, group) in one block, one launch for a whole sequence.
 //
 // Per step and thread block:
-//   statistics of the current  ->  barrier  ->  gate convolutions of the spike bits  ->  barrier (means)  ->  barrier
-//   (variances)  ->  gates, membrane, spikes, reset; new spike bits  ->  barrier
+//   gate convolutions of the spike bits, while the current arrives  ->  means and variances of the current and of both
+//   gates  ->  barrier  ->  gates, membrane, spikes, reset; new spike bits  ->  barrier
 #pragma once
 
 #include "persistent.cuh"
+#include "spread.cuh"
 
 namespace stc::cuda {
 
-// Roomy: the weights are held in shared memory, for cards that give a block more than 99 KB; else they stream through
-// L1.
-template <int Channels, int Kernel, int Runs, bool Roomy>
-__global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_forward(StcForward<float> p, PackedWeights packed) {
+// ResidentWeights: in shared memory, where there is room; else they stream through the first-level cache.
+// cached_current: the current, too, is fetched into shared memory.
+template <int Channels, int Kernel, int Runs, bool ResidentWeights>
+__global__ void __launch_bounds__(kMaxWarps * 32, 1)
+    persistent_forward(StcForward<float> p, PackedWeights packed, bool cached_current) {
   using B = Block<Channels, Kernel, Runs>;
   using Product = typename B::Product;
   using Word = typename B::Word;
   using Cell = StcLif<FastMath>;
+  using Sums = Spread<kNorms>;
   constexpr int kTiles = B::kTiles;
 
   GPU_SHARED(Word, words, [B::kWords]);  // the spikes before this step, with a zero halo
   GPU_SHARED(uint16_t, runs, [B::kMaxRuns]);
-  GPU_SHARED(float, sum_current, [kMaxWarps][1]);
-  GPU_SHARED(float, sum_gates, [kMaxWarps][2]);
-  GPU_SHARED(float, square_current, [kMaxWarps][1]);
-  GPU_SHARED(float, square_gates, [kMaxWarps][2]);
+  GPU_SHARED(float, spreads, [kMaxWarps][Sums::kNumbers]);
+  GPU_SHARED(float, affine, [kNorms][2][Channels]);  // weight, bias
+  GPU_SHARED(float, scale, [2][Channels]);           // of the gate weights
   gpu::SharedCarver carver;
-  float4* v = carver.take<float4>(Runs * kTiles * int(blockDim.x));  // each element belongs to one thread
-  uint4* resident = Roomy ? carver.take<uint4>(Product::kFragments) : nullptr;
+  float4* v = carver.take<float4>(B::kSlots * int(blockDim.x));  // each element belongs to one thread
+  uint4* resident = ResidentWeights ? carver.take<uint4>(Product::kFragments) : nullptr;
 
   const B block(p.in.shape, runs);
-  const int64_t group = blockIdx.x, n = blockIdx.y, first = group * Channels;
+  const int group = B::group(), n = B::sample(), first = B::first();
   const float count = float(Channels * block.pixels);
   const uint4* fragments = packed.fragments + group * Product::kFragments;
+  const int terms = p.in.short_weights ? 1 : 2;
+  const Storage storage = p.in.storage;
   CellOptions<float> cell = p.in.cell;
   cell.spiking = true;  // soft spikes run on the general kernels
-  const auto channel = [&](int m) { return first + m * 8 + block.row; };
-  // The first element of this unit at step t of a contiguous sequence, and of the current.
+  // The first element of this unit at step t of a contiguous sequence.
   const auto unit = [&](int64_t t) {
     return ((t * p.in.shape.samples + n) * p.in.shape.channels + first) * block.pixels;
   };
-  const float* current = p.in.current.data + n * p.in.current.sample + first * p.in.current.channel;
 
   for (int i = threadIdx.x; i < B::kWords; i += blockDim.x) words[i] = 0;
-  if constexpr (Roomy)
+  for (int i = threadIdx.x; i < 2 * Channels; i += blockDim.x)
+    scale[i / Channels][i % Channels] = packed.scale[group * 2 * Channels + i];
+  load_affine<Channels>(p.in, first, affine);
+  if constexpr (ResidentWeights)
     for (int i = threadIdx.x; i < Product::kFragments; i += blockDim.x) resident[i] = fragments[i];
-  __syncthreads();  // the halo is zero before spikes are put inside it
-#pragma unroll
+  const Current<B> current(block, p.in, cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : v,
+                           cached_current);
+  __syncthreads();  // the halo is zero before spikes are put inside it, and the slots before the current arrives there
+  if (p.in.shape.steps > 0) current.fetch(0);
+#pragma unroll 1
   for (int i = 0; i < Runs; ++i)
-#pragma unroll
+#pragma unroll 1
     for (int m = 0; m < kTiles; ++m) {
+      const int64_t channel = first + m * 8 + block.row;
       float4 state = make_float4(0.f, 0.f, 0.f, 0.f), spike = state;
-      if (p.in.v.data) state = load4(block, p.in.v, 0, n, channel(m), i);
-      if (p.in.spikes.data) spike = load4(block, p.in.spikes, 0, n, channel(m), i);
-      v[(i * kTiles + m) * blockDim.x + threadIdx.x] = state;
+      if (p.in.v.data) state = load4(block, p.in.v, Storage::kState, 0, n, channel, i);
+      if (p.in.spikes.data) spike = load4(block, p.in.spikes, storage, 0, n, channel, i);
+      v[block.slot(i, m)] = state;
       unsigned fired = 0;
       for (int j = 0; j < 4; ++j) fired |= unsigned(component(spike, j) != 0.f) << j;
       block.put_spikes(words, i, m, fired);
@@ -61,44 +70,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_forward(StcForwa
   __syncthreads();
 
   for (int t = 0; t < int(p.in.shape.steps); ++t) {
-    if (p.in.norm_weight[kCurrent]) {
-      // differences to one element of the group, so that a large common offset costs no digits
-      const float shift = current[t * p.in.current.step];
-      float4 d[Runs][kTiles];
-      float sum[1] = {0.f}, square[1] = {0.f};
-#pragma unroll
-      for (int i = 0; i < Runs; ++i)
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          d[i][m] = load4(block, p.in.current, t, n, channel(m), i);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            component(d[i][m], j) -= shift;
-            if (j < block.valid(i)) sum[0] += component(d[i][m], j);
-          }
-        }
-      publish(sum, sum_current);
-      __syncthreads();
-      collect(sum, sum_current);
-#pragma unroll
-      for (int i = 0; i < Runs; ++i)
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const float e = component(d[i][m], j) - sum[0] / count;
-            if (j < block.valid(i)) square[0] += e * e;
-          }
-      publish(square, square_current);
-    }
-
     float z[Runs][2][kTiles][4];
-    block.convolve(words, [&](int i) { return Roomy ? resident[i] : __ldg(fragments + i); }, z);
-    float mean[2] = {0.f, 0.f};
+    block.convolve(words, terms, [&](int i) { return ResidentWeights ? resident[i] : __ldg(fragments + i); }, z);
+    Sums sums;
+    sums.count = float(block.neurons());
+    const float share = sums.count > 0.f ? 1.f / sums.count : 0.f;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      const float* scale = packed.scale + group * 2 * Channels + m * 8 + block.row;
-      const float temporal = scale[0], spatial = scale[Channels];
+      const float temporal = scale[0][m * 8 + block.row], spatial = scale[1][m * 8 + block.row];
 #pragma unroll
       for (int i = 0; i < Runs; ++i)
 #pragma unroll
@@ -108,45 +87,61 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_forward(StcForwa
           a *= temporal;
           b *= spatial;
           if (j < block.valid(i)) {
-            mean[0] += a;
-            mean[1] += b;
+            sums.mean[kTemporal] += a;
+            sums.mean[kSpatial] += b;
           }
         }
     }
-    publish(mean, sum_gates);
-    __syncthreads();
-    collect(mean, sum_gates);
-    mean[0] /= count;
-    mean[1] /= count;
-    float square[2] = {0.f, 0.f};
+    sums.mean[kTemporal] *= share;
+    sums.mean[kSpatial] *= share;
 #pragma unroll
-    for (int i = 0; i < Runs; ++i)
+    for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m)
+      for (int i = 0; i < Runs; ++i)
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           if (j < block.valid(i))
 #pragma unroll
             for (int path = 0; path < 2; ++path) {
-              const float e = z[i][j / 2][m][2 * path + j % 2] - mean[path];
-              square[path] += e * e;
+              const float d = z[i][j / 2][m][2 * path + j % 2] - sums.mean[kTemporal + path];
+              sums.squares[kTemporal + path] += d * d;
             }
-    publish(square, square_gates);
+    current.arrive();
+    float shift = 0.f;
+    if (p.in.norm_weight[kCurrent]) {
+      // differences to one element of the group, so that a large common offset costs no digits; those of a thread to
+      // the first of them, so that its few squares cancel nothing either
+      shift = load_first(p.in.current, storage,
+                         t * p.in.current.step + n * p.in.current.sample + first * p.in.current.channel);
+      float origin = 0.f, sum = 0.f, squares = 0.f;
+#pragma unroll
+      for (int i = 0; i < Runs; ++i)
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          const float4 x = current(t, i, m);
+          if (i + m == 0 && block.valid(0) > 0) origin = x.x - shift;
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            if (j < block.valid(i)) {
+              const float d = component_of(x, j) - shift - origin;
+              sum += d;
+              squares += d * d;
+            }
+        }
+      sums.mean[kCurrent] = origin + sum * share;
+      sums.squares[kCurrent] = squares - sum * sum * share;
+    }
+    sums.publish(spreads);
     __syncthreads();
-    collect(square, square_gates);
+    sums.collect(spreads);
 
     Statistics<FastMath> stats[kNorms];
-    if (p.in.norm_weight[kCurrent]) {
-      float sum[1], squares[1];
-      collect(sum, sum_current);
-      collect(squares, square_current);
-      stats[kCurrent] = {current[t * p.in.current.step], sum[0] / count,
-                         1.f / sqrtf(squares[0] / count + float(p.in.eps))};
-    }
 #pragma unroll
-    for (int path = 0; path < 2; ++path)
-      if (p.in.norm_weight[kTemporal + path])
-        stats[kTemporal + path] = {mean[path], 0.f, 1.f / sqrtf(square[path] / count + float(p.in.eps))};
+    for (int norm = 0; norm < kNorms; ++norm)
+      if (p.in.norm_weight[norm]) {
+        const float rstd = 1.f / sqrtf(fmaxf(sums.squares[norm], 0.f) / count + float(p.in.eps));
+        stats[norm] = {norm == kCurrent ? shift : 0.f, sums.mean[norm], rstd};
+      }
     if (p.norm_stats && threadIdx.x == 0) {
       double* out = p.norm_stats + ((t * p.in.shape.samples + n) * p.in.shape.groups + group) * kNorms * 2;
 #pragma unroll
@@ -158,26 +153,21 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_forward(StcForwa
 
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      float weight[kNorms], bias[kNorms];
-#pragma unroll
-      for (int norm = 0; norm < kNorms; ++norm) {
-        weight[norm] = p.in.norm_weight[norm] ? p.in.norm_weight[norm][channel(m)] : 1.f;
-        bias[norm] = p.in.norm_weight[norm] ? p.in.norm_bias[norm][channel(m)] : 0.f;
-      }
+      const int c = m * 8 + block.row;
       const auto apply = [&](int norm, float x) {
-        return ChannelNorm<FastMath>(stats[norm], weight[norm], bias[norm])(x);
+        return ChannelNorm<FastMath>(stats[norm], affine[norm][0][c], affine[norm][1][c])(x);
       };
 #pragma unroll
       for (int i = 0; i < Runs; ++i) {
         const int valid = block.valid(i);
-        float4 input = load4(block, p.in.current, t, n, channel(m), i);
-        float4& potential = v[(i * kTiles + m) * blockDim.x + threadIdx.x];
+        const float4 input = current(t, i, m);
+        float4& potential = v[block.slot(i, m)];
         float4 before = potential, u, s, after;
         unsigned fired = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const auto next =
-              Cell::step(component(before, j), apply(kCurrent, component(input, j)),
+              Cell::step(component(before, j), apply(kCurrent, component_of(input, j)),
                          apply(kTemporal, z[i][j / 2][m][j % 2]), apply(kSpatial, z[i][j / 2][m][2 + j % 2]), cell);
           component(u, j) = next.u;
           component(s, j) = next.s;
@@ -186,13 +176,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_forward(StcForwa
         }
         potential = after;
         const int64_t out = unit(t) + block.offset(i, m);
-        if (p.spikes) store4(p.spikes + out, s, valid, block.whole);
+        if (p.spikes) store4(p.spikes, out, s, valid, block.whole, storage);
         if (p.u) store4(p.u + out, u, valid, block.whole);
         if (p.v_seq) store4(p.v_seq + out, after, valid, block.whole);
         block.put_spikes(words, i, m, fired);
       }
     }
     __syncthreads();
+    if (t + 1 < int(p.in.shape.steps)) current.fetch(t + 1);
     if (p.packed_spikes) {
       Word* out = reinterpret_cast<Word*>(p.packed_spikes) +
                   ((t * p.in.shape.samples + n) * p.in.shape.groups + group) * block.pixels;
@@ -201,12 +192,11 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) persistent_forward(StcForwa
     }
   }
 
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < Runs; ++i)
-#pragma unroll
+#pragma unroll 1
     for (int m = 0; m < kTiles; ++m)
-      store4(p.v + unit(0) + block.offset(i, m), v[(i * kTiles + m) * blockDim.x + threadIdx.x], block.valid(i),
-             block.whole);
+      store4(p.v + unit(0) + block.offset(i, m), v[block.slot(i, m)], block.valid(i), block.whole);
 }
 
 }  // namespace stc::cuda

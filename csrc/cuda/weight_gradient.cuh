@@ -27,7 +27,7 @@ struct WeightProduct {
 // kWeights].
 template <int Channels, int Kernel>
 __global__ void __launch_bounds__(WeightProduct<Channels, Kernel>::kWarps * 32)
-    weight_gradient_partials(Shape shape, const float* grad_gates, const uint8_t* spikes, float* partial) {
+    weight_gradient_partials(Shape shape, BackwardTrace trace, float* partial) {
   using Product = WeightProduct<Channels, Kernel>;
   using Word = typename SpikeWord<Channels>::type;
   constexpr int kPad = Kernel / 2, kSpan = Kernel + 3;  // words that four neighbouring pixels see of one kernel row
@@ -38,7 +38,6 @@ __global__ void __launch_bounds__(WeightProduct<Channels, Kernel>::kWarps * 32)
   const int height = int(shape.height), width = int(shape.width), stride = width + Kernel - 1, pixels = height * width;
   const int runs_per_row = (width + kRunPixels - 1) / kRunPixels, runs = height * runs_per_row;
   const int64_t pairs = shape.steps * shape.samples, first = int64_t(blockIdx.x) * Channels;
-  const int64_t sequence = pairs * shape.channels * pixels;
   const bool whole = (width | pixels) % 4 == 0;
 
   float sum[Kernel][Product::kOutputTiles][Product::kInputTiles][4];
@@ -54,12 +53,12 @@ __global__ void __launch_bounds__(WeightProduct<Channels, Kernel>::kWarps * 32)
   for (int i = threadIdx.x; i < int(sizeof words / sizeof(Word)); i += blockDim.x) words[i] = 0;
   for (int64_t pair = blockIdx.y; pair < pairs; pair += gridDim.y) {
     __syncthreads();  // the halo is zero, or the map of the pair before is done with
-    const Word* from = reinterpret_cast<const Word*>(spikes) + (pair * shape.groups + blockIdx.x) * pixels;
+    const Word* from = reinterpret_cast<const Word*>(trace.spikes) + (pair * shape.groups + blockIdx.x) * pixels;
     for (int i = threadIdx.x; i < pixels; i += blockDim.x)
       words[(i / width + kPad) * stride + i % width + kPad] = from[i];
     __syncthreads();
 
-    const float* maps = grad_gates + (pair * shape.channels + first) * pixels;
+    const int64_t maps = (pair * shape.channels + first) * pixels;
 #pragma unroll 1
     for (int run = part; run < runs; run += Product::kParts) {
       const int y = run / runs_per_row, x = run % runs_per_row * kRunPixels + 4 * quad;
@@ -67,11 +66,11 @@ __global__ void __launch_bounds__(WeightProduct<Channels, Kernel>::kWarps * 32)
       uint4 a[Product::kOutputTiles][Product::kTerms];
 #pragma unroll
       for (int m = 0; m < Product::kOutputTiles; ++m) {
-        const int low = m * 16 + row, high = low + 8;  // outputs
-        const float4 g =
-            load4(maps + low / Channels * sequence + low % Channels * pixels + y * width + x, 1, valid, whole);
-        const float4 h =
-            load4(maps + high / Channels * sequence + high % Channels * pixels + y * width + x, 1, valid, whole);
+        const auto gradients = [&](int output) {
+          const float* map = trace.grad_gates[output / Channels] + maps + output % Channels * pixels;
+          return load4(map + y * width + x, 1, valid, whole);
+        };
+        const float4 g = gradients(m * 16 + row), h = gradients(m * 16 + row + 8);
 #pragma unroll
         for (int term = 0; term < Product::kTerms; ++term)
           a[m][term] = make_uint4(bf16_pair(g.x, g.y, term), bf16_pair(h.x, h.y, term), bf16_pair(g.z, g.w, term),

@@ -57,7 +57,7 @@ void check_neuron(const Inputs& x, const Cell::Options& o, double grad_s, double
   CHECK_NEAR(found.s, expected.s, 1e-13 * size);
   CHECK_NEAR(found.v, expected.v, 1e-13 * size * size);
 
-  const Cell::Gradients g = Cell::backward(x.v, x.current, x.a, x.b, expected.u, grad_s, grad_v, o);
+  const Cell::Gradients g = Cell::backward(x.v, x.current, x.a, x.b, Cell::grad_u(expected.u, grad_s, grad_v, o));
   if (!o.spiking) {
     const double allowed = 1e-7 * size * size;
     CHECK_NEAR(g.v, difference(x, &Inputs::v, o, grad_s, grad_v), allowed);

@@ -59,6 +59,7 @@ void test_cuda_paper_layer() {
   const Plan a100 = stc::plan(layer(256, 16, 16), cuda(80, 163));
   CHECK(a100.kernel == KernelKind::kPersistent);
   CHECK(a100.resident_weights);
+  CHECK(!a100.cached_current);
   CHECK(a100.dynamic_bytes == kMembrane + kWeights);
   CHECK(a100.warps * a100.runs_per_warp * 16 >= 32 * 32);
   CHECK(a100.warps <= 16);
@@ -68,7 +69,36 @@ void test_cuda_paper_layer() {
   CHECK(!rtx.resident_weights);
   CHECK(rtx.dynamic_bytes == kMembrane);
 
+  const Plan h100 = stc::plan(layer(256, 16, 16), cuda(90, 227));
+  CHECK(h100.resident_weights);
+  CHECK(h100.cached_current);
+  CHECK(h100.dynamic_bytes == 2 * kMembrane + kWeights);
+
   CHECK(stc::plan(layer(256, 16, 16), cuda(80, 48)).kernel == KernelKind::kGeneral);
+}
+
+// Backward: what does not fit on chip is read again, u of the step before last of all.
+void test_cuda_paper_layer_backward() {
+  constexpr int64_t kNeurons = 16384 * 4, kSums = 16 * 16 * 6 * 4, kMap = 3 * (36 * 36 + 16) * 4 * 2;
+  for (const bool attached : {false, true}) {
+    const int64_t shared = attached ? kMap : kSums;
+    const auto planned = [&](int64_t shared_kib) {
+      Request r = cuda(80, shared_kib);
+      r.backward = true;
+      r.attached = attached;
+      const Plan p = stc::plan(layer(256, 16, 16), r);
+      CHECK(p.kernel == KernelKind::kPersistent);
+      CHECK(p.dynamic_bytes == kNeurons * (1 + p.cached_u + p.cached_current) + shared);
+      CHECK(p.dynamic_bytes <= r.shared_bytes_limit);
+      return p;
+    };
+    CHECK(!planned(99).cached_u);
+    CHECK(!planned(99).cached_current);
+    CHECK(planned(163).cached_u);
+    CHECK(!planned(163).cached_current);
+    CHECK(planned(227).cached_u);
+    CHECK(planned(227).cached_current);
+  }
 }
 
 void test_cuda_limits() {
@@ -114,6 +144,7 @@ int main() {
   test_units();
   test_cpu();
   test_cuda_paper_layer();
+  test_cuda_paper_layer_backward();
   test_cuda_limits();
   const KernelKind kinds[] = {KernelKind::kEvent, KernelKind::kDense, KernelKind::kPersistent, KernelKind::kGeneral};
   for (const KernelKind a : kinds)
