@@ -3,6 +3,8 @@
 // emulation can watch all memory that a kernel may touch.
 #pragma once
 
+#include <c10/core/DeviceGuard.h>
+
 #include <type_traits>
 
 #include "cuda/launch.h"
@@ -12,8 +14,14 @@ namespace stc {
 
 template <class Context>
 struct CudaRunner {
+  static bool takes_short(const Tensor& current, const Shape& shape, Request request) {
+    const c10::DeviceGuard guard(current.device());
+    return plan_on_device(shape, request).kernel == KernelKind::kPersistent;
+  }
+
   template <class T>
   static void run(const StcForward<T>& params, const Tensor& current) {
+    const c10::DeviceGuard guard(current.device());
     const Context context(params, current);
     const Plan p = plan_call(params.in, false, false);
     if constexpr (std::is_same_v<T, float>) {
@@ -28,6 +36,7 @@ struct CudaRunner {
 
   template <class T>
   static void run(const StcBackward<T>& params, const Tensor& current) {
+    const c10::DeviceGuard guard(current.device());
     const Context context(params, current);
     const Plan p = plan_call(params.in, true, !params.gradient_detach);
     if constexpr (std::is_same_v<T, float>) {
@@ -44,14 +53,21 @@ struct CudaRunner {
   template <class T>
   static Plan plan_call(const StcInputs<T>& in, bool backward, bool attached) {
     Request request;
-    request.device = Device::kCuda;
     request.double_precision = std::is_same_v<T, double>;
     request.spiking = in.cell.spiking;
     request.backward = backward;
     request.attached = attached;
+    return plan_on_device(in.shape, request);
+  }
+
+  static Plan plan_on_device(const Shape& shape, Request request) {
+    constexpr int64_t kMaxGroups = 65535;  // of the second dimension of a grid; samples are the first
+    TORCH_CHECK_VALUE(shape.groups <= kMaxGroups && shape.norm_groups <= kMaxGroups, "groups: got ", shape.groups,
+                      " and norm_groups ", shape.norm_groups, ", expected at most ", kMaxGroups, " on a GPU");
+    request.device = Device::kCuda;
     const int error = cuda::device_limits(&request.capability, &request.shared_bytes_limit);
     TORCH_CHECK(error == 0, "stc_cuda: cannot ask the device for its limits: ", cuda::error_string(error));
-    return plan(in.shape, request);
+    return plan(shape, request);
   }
 
   static Tensor bytes(int64_t count, const Tensor& current, const Context& context) {

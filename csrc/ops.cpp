@@ -30,6 +30,8 @@ Plan plan_cpu(const StcInputs<T>& in) {
 }
 
 struct CpuRunner {
+  static bool takes_short(const Tensor&, const Shape&, const Request&) { return false; }
+
   template <class T>
   static void run(const StcForward<T>& params, const Tensor& current) {
     const Shape& shape = params.in.shape;

@@ -49,24 +49,44 @@ inline Surrogate parse_surrogate(std::string_view name) {
   TORCH_CHECK_VALUE(false, "surrogate: got '", std::string(name), "', expected 'sigmoid' or 'atan'");
 }
 
-inline void require(const Tensor& x, const Tensor& current, at::IntArrayRef sizes, const char* name) {
+inline bool is_short(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
+// Of membrane potentials and of all sums, for a current of this type.
+inline at::ScalarType state_type(const Tensor& current) {
+  return is_short(current.scalar_type()) ? at::kFloat : current.scalar_type();
+}
+
+// `type`: the one it must have; with `or_state` it may also be that of the state.
+inline void require(const Tensor& x, const Tensor& current, at::ScalarType type, bool or_state, at::IntArrayRef sizes,
+                    const char* name) {
   TORCH_CHECK_VALUE(x.layout() == at::kStrided && x.device() == current.device(), name, ": expected a dense tensor on ",
                     current.device());
-  TORCH_CHECK_TYPE(x.scalar_type() == current.scalar_type(), name, ": got dtype ", x.scalar_type(), ", expected ",
-                   current.scalar_type());
+  TORCH_CHECK_TYPE(x.scalar_type() == type || (or_state && x.scalar_type() == state_type(current)), name,
+                   ": got dtype ", x.scalar_type(), ", expected ", type);
   TORCH_CHECK_VALUE(x.sizes() == sizes, name, ": got shape ", x.sizes(), ", expected ", sizes);
 }
 
-inline void require(const OptionalTensor& x, const Tensor& current, at::IntArrayRef sizes, const char* name) {
-  if (x) require(*x, current, sizes, name);
+// The current, the spikes and their gradients.
+inline void require_stored(const OptionalTensor& x, const Tensor& current, at::IntArrayRef sizes, const char* name) {
+  if (x) require(*x, current, current.scalar_type(), false, sizes, name);
+}
+
+// Membrane potentials and their gradients.
+inline void require_state(const OptionalTensor& x, const Tensor& current, at::IntArrayRef sizes, const char* name) {
+  if (x) require(*x, current, state_type(current), false, sizes, name);
+}
+
+inline void require_parameter(const OptionalTensor& x, const Tensor& current, at::IntArrayRef sizes, const char* name) {
+  if (x) require(*x, current, current.scalar_type(), true, sizes, name);
 }
 
 inline Shape check(const Tensors& x, const Options& o) {
   const Tensor& current = x.current;
   TORCH_CHECK_VALUE(current.layout() == at::kStrided && current.dim() == 5,
                     "current: expected a dense tensor [T, N, C, H, W]");
-  TORCH_CHECK_TYPE(current.scalar_type() == at::kFloat || current.scalar_type() == at::kDouble, "current: got dtype ",
-                   current.scalar_type(), ", expected float32 or float64");
+  TORCH_CHECK_TYPE(
+      current.scalar_type() == at::kFloat || current.scalar_type() == at::kDouble || is_short(current.scalar_type()),
+      "current: got dtype ", current.scalar_type(), ", expected float32, float64, float16 or bfloat16");
   const Shape shape{current.size(0), current.size(1), current.size(2),
                     current.size(3), current.size(4), x.temporal_weight.dim() == 4 ? x.temporal_weight.size(3) : 0,
                     o.groups,        o.norm_groups};
@@ -84,16 +104,16 @@ inline Shape check(const Tensors& x, const Options& o) {
   TORCH_CHECK_VALUE(largest < double(1 << 30), "current: got a map of ", shape.height, "x", shape.width, " with ",
                     in_group, " channels a group, expected at most 2^30 numbers in both gates of a group with halo");
   const std::array<int64_t, 4> weight{shape.channels, shape.channels / o.groups, shape.kernel, shape.kernel};
-  require(x.temporal_weight, current, weight, "temporal_weight");
-  require(x.spatial_weight, current, weight, "spatial_weight");
+  require_parameter(x.temporal_weight, current, weight, "temporal_weight");
+  require_parameter(x.spatial_weight, current, weight, "spatial_weight");
   const auto state = current.sizes().slice(1);
-  require(x.v, current, state, "v");
-  require(x.spikes, current, state, "spikes");
+  require_state(x.v, current, state, "v");
+  require_stored(x.spikes, current, state, "spikes");
   for (int i = 0; i < kNorms; ++i) {
     TORCH_CHECK_VALUE(x.norm_weight[i]->has_value() == x.norm_bias[i]->has_value(),
                       "norms: expected both weight and bias, or neither");
-    require(*x.norm_weight[i], current, shape.channels, "norm weight");
-    require(*x.norm_bias[i], current, shape.channels, "norm bias");
+    require_parameter(*x.norm_weight[i], current, shape.channels, "norm weight");
+    require_parameter(*x.norm_bias[i], current, shape.channels, "norm bias");
   }
   return shape;
 }
@@ -102,7 +122,7 @@ template <class T>
 Strided<const T> strided(const OptionalTensor& x) {
   if (!x || !x->defined()) return {};
   const auto s = x->strides();
-  const T* data = x->const_data_ptr<T>();
+  const T* data = static_cast<const T*>(x->const_data_ptr());  // StcInputs::storage tells what it really leads to
   if (x->dim() == 5) return {data, s[0], s[1], s[2], s[3], s[4]};
   return {data, 0, s[0], s[1], s[2], s[3]};
 }
@@ -114,21 +134,36 @@ const T* pointer(const Tensor& x) {
 
 template <class T>
 T* output(const Tensor& x) {
-  return x.numel() ? x.mutable_data_ptr<T>() : nullptr;
+  return x.numel() ? static_cast<T*>(x.mutable_data_ptr()) : nullptr;
 }
 
-// The parameters, contiguous; they must outlive the StcInputs that point into them.
+// The parameters, contiguous and of the state's type; they must outlive the StcInputs that point into them.
 struct Parameters {
   Tensor temporal_weight, spatial_weight;
   std::array<Tensor, kNorms> norm_weight, norm_bias;
 
-  explicit Parameters(const Tensors& x)
-      : temporal_weight(x.temporal_weight.contiguous()), spatial_weight(x.spatial_weight.contiguous()) {
+  explicit Parameters(const Tensors& x) {
+    const auto as_state = [type = state_type(x.current)](const Tensor& p) { return p.to(type).contiguous(); };
+    temporal_weight = as_state(x.temporal_weight);
+    spatial_weight = as_state(x.spatial_weight);
     for (int i = 0; i < kNorms; ++i) {
       if (!x.norm_weight[i]->has_value()) continue;
-      norm_weight[i] = (*x.norm_weight[i])->contiguous();
-      norm_bias[i] = (*x.norm_bias[i])->contiguous();
+      norm_weight[i] = as_state(**x.norm_weight[i]);
+      norm_bias[i] = as_state(**x.norm_bias[i]);
     }
+  }
+};
+
+// Current, spikes and the gradients of spikes as the kernels take them: as they are, or in the state's type.
+struct Stored {
+  bool converted;
+
+  Tensor operator()(const Tensor& x) const { return converted ? x.to(at::kFloat) : x; }
+  OptionalTensor operator()(const OptionalTensor& x) const {
+    return x && converted ? OptionalTensor(x->to(at::kFloat)) : x;
+  }
+  at::TensorOptions options(const Tensor& current) const {
+    return converted ? current.options().dtype(at::kFloat) : current.options();
   }
 };
 
@@ -139,6 +174,9 @@ StcInputs<T> inputs(const Tensors& x, const Parameters& p, const Shape& shape, c
   in.cell = {T(o.v_threshold),      T(o.v_reset.value_or(0)), T(o.alpha), parse_surrogate(o.surrogate),
              o.v_reset.has_value(), o.detach_reset,           o.spiking};
   in.eps = o.eps;
+  const at::ScalarType storage = x.current.scalar_type();
+  in.storage = storage == at::kHalf ? Storage::kHalf : storage == at::kBFloat16 ? Storage::kBfloat16 : Storage::kState;
+  in.short_weights = is_short(x.temporal_weight.scalar_type()) && is_short(x.spatial_weight.scalar_type());
   in.current = strided<T>(x.current);
   in.v = strided<T>(x.v);
   in.spikes = strided<T>(x.spikes);
@@ -152,15 +190,16 @@ StcInputs<T> inputs(const Tensors& x, const Parameters& p, const Shape& shape, c
 }
 
 template <class F>
-void with_scalar(const Tensor& current, F f) {
-  if (current.scalar_type() == at::kFloat)
+void with_scalar(at::ScalarType type, F f) {
+  if (type == at::kFloat)
     f(float{});
   else
     f(double{});
 }
 
 // The operators of one device. Runner::run(params, current) does the work: StcForward<T> or StcBackward<T>, with
-// `current` telling device and options of the buffers that it needs.
+// `current` telling device and options of the buffers that it needs. Runner::takes_short(current, shape, request) tells
+// whether its kernels take a current and spikes of 16-bit numbers; where they do not, the operators convert.
 template <class Runner>
 struct Operators {
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
@@ -170,23 +209,29 @@ struct Operators {
       const OptionalTensor& spatial_norm_weight, const OptionalTensor& spatial_norm_bias, int64_t groups,
       int64_t norm_groups, double eps, double v_threshold, std::optional<double> v_reset, std::string_view surrogate,
       double alpha, bool spiking, bool store_v_seq, bool packed_spikes, bool save_for_backward) {
-    const Tensors x{current,
-                    temporal_weight,
-                    spatial_weight,
-                    v,
-                    spikes,
-                    {&current_norm_weight, &temporal_norm_weight, &spatial_norm_weight},
-                    {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias}};
+    const Tensors given{current,
+                        temporal_weight,
+                        spatial_weight,
+                        v,
+                        spikes,
+                        {&current_norm_weight, &temporal_norm_weight, &spatial_norm_weight},
+                        {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias}};
     const Options o{groups, norm_groups, eps, v_threshold, v_reset, surrogate, alpha, spiking, false};
-    const Shape shape = check(x, o);
+    const Shape shape = check(given, o);
     TORCH_CHECK_VALUE(spiking || !packed_spikes, "packed_spikes: expected spiking");
     const auto sequence = current.sizes();
     const std::array<int64_t, 1> nothing{0};
     const std::array<int64_t, 6> packed{shape.steps,  shape.samples, shape.groups,
                                         shape.height, shape.width,   (shape.channels / shape.groups + 7) / 8};
     const std::array<int64_t, 5> stats{shape.steps, shape.samples, shape.norm_groups, kNorms, 2};
-    const auto real = current.options();
-    Tensor spikes_out = packed_spikes ? at::empty(packed, real.dtype(at::kByte)) : at::empty(sequence, real);
+    const Stored stored = stored_for(given, shape, o, false, false);
+    const Tensor kernel_current = stored(current);
+    const OptionalTensor kernel_spikes = stored(spikes);
+    const Tensors x{kernel_current, temporal_weight,   spatial_weight, v,
+                    kernel_spikes,  given.norm_weight, given.norm_bias};
+    const auto real = current.options().dtype(state_type(current));
+    Tensor spikes_out =
+        packed_spikes ? at::empty(packed, real.dtype(at::kByte)) : at::empty(sequence, stored.options(current));
     Tensor v_out = at::empty(sequence.slice(1), real);
     Tensor v_seq = at::empty(store_v_seq ? sequence : at::IntArrayRef(nothing), real);
     Tensor u = at::empty(save_for_backward ? sequence : at::IntArrayRef(nothing), real);
@@ -194,7 +239,7 @@ struct Operators {
         at::empty(save_for_backward ? at::IntArrayRef(stats) : at::IntArrayRef(nothing), real.dtype(at::kDouble));
     const Parameters parameters(x);
 
-    with_scalar(current, [&](auto zero) {
+    with_scalar(state_type(current), [&](auto zero) {
       using T = decltype(zero);
       StcForward<T> params{};
       params.in = inputs<T>(x, parameters, shape, o);
@@ -206,8 +251,9 @@ struct Operators {
       params.v_seq = output<T>(v_seq);
       params.u = output<T>(u);
       params.norm_stats = output<double>(norm_stats);
-      Runner::run(params, current);
+      Runner::run(params, kernel_current);
     });
+    if (stored.converted && !packed_spikes) spikes_out = spikes_out.to(current.scalar_type());
     return {spikes_out, v_out, v_seq, u, norm_stats};
   }
 
@@ -220,33 +266,39 @@ struct Operators {
       const Tensor& norm_stats, int64_t groups, int64_t norm_groups, double eps, double v_threshold,
       std::optional<double> v_reset, std::string_view surrogate, double alpha, bool spiking, bool detach_reset,
       bool gradient_detach) {
-    const Tensors x{current,
-                    temporal_weight,
-                    spatial_weight,
-                    v,
-                    spikes,
-                    {&current_norm_weight, &temporal_norm_weight, &spatial_norm_weight},
-                    {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias}};
+    const Tensors given{current,
+                        temporal_weight,
+                        spatial_weight,
+                        v,
+                        spikes,
+                        {&current_norm_weight, &temporal_norm_weight, &spatial_norm_weight},
+                        {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias}};
     const Options o{groups, norm_groups, eps, v_threshold, v_reset, surrogate, alpha, spiking, detach_reset};
-    const Shape shape = check(x, o);
+    const Shape shape = check(given, o);
     const auto sequence = current.sizes();
     const auto state = sequence.slice(1);
-    require(grad_spikes, current, sequence, "grad_spikes");
-    require(grad_v, current, state, "grad_v");
-    require(grad_v_seq, current, sequence, "grad_v_seq");
-    require(u, current, sequence, "u");
+    require_stored(grad_spikes, current, sequence, "grad_spikes");
+    require_state(grad_v, current, state, "grad_v");
+    require_state(grad_v_seq, current, sequence, "grad_v_seq");
+    require_state(u, current, sequence, "u");
     TORCH_CHECK_VALUE(norm_stats.scalar_type() == at::kDouble && norm_stats.is_contiguous() && u.is_contiguous() &&
                           norm_stats.numel() == shape.steps * shape.samples * shape.norm_groups * kNorms * 2,
                       "norm_stats, u: expected the tensors saved by stc_forward");
 
-    const auto real = current.options();
+    const Stored stored = stored_for(given, shape, o, true, !gradient_detach);
+    const Tensor kernel_current = stored(current);
+    const OptionalTensor kernel_spikes = stored(spikes), kernel_grad_spikes = stored(grad_spikes);
+    const Tensors x{kernel_current, temporal_weight,   spatial_weight, v,
+                    kernel_spikes,  given.norm_weight, given.norm_bias};
+    const auto real = current.options().dtype(state_type(current));
     const std::array<int64_t, 1> nothing{0};
     const bool wants_grad_spikes = spikes && !gradient_detach;
-    Tensor grad_current = at::empty(sequence, real);
+    Tensor grad_current = at::empty(sequence, stored.options(current));
     Tensor grad_temporal_weight = at::empty(temporal_weight.sizes(), real);
     Tensor grad_spatial_weight = at::empty(spatial_weight.sizes(), real);
     Tensor grad_v_before = at::empty(state, real);
-    Tensor grad_spikes_before = at::empty(wants_grad_spikes ? state : at::IntArrayRef(nothing), real);
+    Tensor grad_spikes_before =
+        at::empty(wants_grad_spikes ? state : at::IntArrayRef(nothing), stored.options(current));
     std::array<Tensor, kNorms> norm_weight, norm_bias;
     for (int i = 0; i < kNorms; ++i) {
       const int64_t size = x.norm_weight[i]->has_value() ? shape.channels : 0;
@@ -255,14 +307,14 @@ struct Operators {
     }
     const Parameters parameters(x);
 
-    with_scalar(current, [&](auto zero) {
+    with_scalar(state_type(current), [&](auto zero) {
       using T = decltype(zero);
       StcBackward<T> params{};
       params.in = inputs<T>(x, parameters, shape, o);
       params.gradient_detach = gradient_detach;
       params.u = pointer<T>(u);
       params.norm_stats = pointer<double>(norm_stats);
-      params.grad_spikes_out = strided<T>(grad_spikes);
+      params.grad_spikes_out = strided<T>(kernel_grad_spikes);
       params.grad_v_out = strided<T>(grad_v);
       params.grad_v_seq_out = strided<T>(grad_v_seq);
       params.grad_current = output<T>(grad_current);
@@ -274,10 +326,36 @@ struct Operators {
         params.grad_norm_weight[i] = output<T>(norm_weight[i]);
         params.grad_norm_bias[i] = output<T>(norm_bias[i]);
       }
-      Runner::run(params, current);
+      Runner::run(params, kernel_current);
     });
-    return {grad_current, grad_temporal_weight, grad_spatial_weight, grad_v_before,  grad_spikes_before, norm_weight[0],
-            norm_bias[0], norm_weight[1],       norm_bias[1],        norm_weight[2], norm_bias[2]};
+    // Each in the type of what it is the gradient of.
+    const auto like = [](const Tensor& grad, const Tensor& x) { return grad.to(x.scalar_type()); };
+    for (int i = 0; i < kNorms; ++i) {
+      if (!x.norm_weight[i]->has_value()) continue;
+      norm_weight[i] = like(norm_weight[i], **x.norm_weight[i]);
+      norm_bias[i] = like(norm_bias[i], **x.norm_bias[i]);
+    }
+    return {like(grad_current, current),
+            like(grad_temporal_weight, temporal_weight),
+            like(grad_spatial_weight, spatial_weight),
+            grad_v_before,
+            like(grad_spikes_before, current),
+            norm_weight[0],
+            norm_bias[0],
+            norm_weight[1],
+            norm_bias[1],
+            norm_weight[2],
+            norm_bias[2]};
+  }
+
+ private:
+  static Stored stored_for(const Tensors& x, const Shape& shape, const Options& o, bool backward, bool attached) {
+    Request request;
+    request.double_precision = x.current.scalar_type() == at::kDouble;
+    request.spiking = o.spiking;
+    request.backward = backward;
+    request.attached = attached;
+    return {is_short(x.current.scalar_type()) && !Runner::takes_short(x.current, shape, request)};
   }
 };
 

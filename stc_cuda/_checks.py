@@ -9,8 +9,13 @@ import torch
 
 from .config import STCConfig
 
-STATE_DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Pair = tuple[torch.Tensor | None, torch.Tensor | None]
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of membrane potentials, for a current of ``dtype``: they outgrow 16-bit numbers."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def check_tensor(name: str, value: object, shape_hint: str) -> torch.Tensor:
@@ -21,20 +26,30 @@ def check_tensor(name: str, value: object, shape_hint: str) -> torch.Tensor:
         raise TypeError(f"{name}: got a tensor of layout {value.layout}, expected a dense one; call .to_dense()")
     if value.is_quantized:
         raise TypeError(
-            f"{name}: got a quantized tensor ({value.dtype}), expected float32 or float64; call .dequantize()"
+            f"{name}: got a quantized tensor ({value.dtype}), expected a floating-point one; call .dequantize()"
         )
-    if value.dtype not in STATE_DTYPES:
+    if value.dtype not in DTYPES:
         hint = "call .float()" if not value.is_complex() else "complex spikes have no meaning"
-        raise TypeError(f"{name}: got dtype {value.dtype}, expected torch.float32 or torch.float64; {hint}")
+        raise TypeError(f"{name}: got dtype {value.dtype}, expected {' or '.join(map(str, DTYPES))}; {hint}")
     return value
 
 
-def _check_like(name: str, value: object, shape: tuple[int, ...], shape_hint: str, current: torch.Tensor) -> None:
+def _check_like(
+    name: str,
+    value: object,
+    shape: tuple[int, ...],
+    shape_hint: str,
+    current: torch.Tensor,
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
     tensor = check_tensor(name, value, shape_hint)
     if tensor.device != current.device:
         raise ValueError(f"{name}: got device {tensor.device}, expected {current.device}, the device of current")
-    if tensor.dtype != current.dtype:
-        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {current.dtype}, the dtype of current")
+    if tensor.dtype not in dtypes:
+        expected = f"{dtypes[0]}, the dtype of {'current' if dtypes[0] == current.dtype else 'the state'}"
+        if len(set(dtypes)) == 2:
+            expected += f", or {dtypes[1]}, that of the state"
+        raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {expected}")
     if tensor.shape != shape:
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(shape)} = {shape_hint}")
 
@@ -57,7 +72,7 @@ def check_layer_input(x: object, step_mode: str, in_channels: int, weight: torch
         )
     if tensor.device != weight.device:
         raise ValueError(f"x: got device {tensor.device}, expected {weight.device}, the device of the layer")
-    if tensor.dtype != weight.dtype:
+    if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(tensor.device.type):
         raise TypeError(f"x: got dtype {tensor.dtype}, expected {weight.dtype}, the dtype of the layer")
 
 
@@ -85,7 +100,7 @@ def check_call(
     """Checks one call of the STC recurrence.
 
     Raises:
-        TypeError: something is not a dense float32/float64 tensor, or dtypes differ.
+        TypeError: something is not a dense floating-point tensor, or dtypes do not fit.
         ValueError: ranks, shapes, groups or devices do not fit.
     """
     if not isinstance(config, STCConfig):
@@ -114,13 +129,15 @@ def check_call(
             f"temporal_weight: got kernel size {kernel}, expected an odd one, so that the map keeps its size"
         )
     weight_shape = (channels, channels // config.groups, kernel, kernel)
-    _check_like("temporal_weight", temporal_weight, weight_shape, "[C, C/groups, K, K]", current)
-    _check_like("spatial_weight", spatial_weight, weight_shape, "[C, C/groups, K, K] of temporal_weight", current)
+    stored, state = (current.dtype,), (state_dtype(current.dtype),)
+    hint = "[C, C/groups, K, K]"
+    _check_like("temporal_weight", temporal_weight, weight_shape, hint, current, stored + state)
+    _check_like("spatial_weight", spatial_weight, weight_shape, f"{hint} of temporal_weight", current, stored + state)
 
     state_shape = (current.shape[1], channels, height, width)
-    for name, state in (("v", v), ("spikes", spikes)):
-        if state is not None:
-            _check_like(name, state, state_shape, "[N, C, H, W], the state before the first step", current)
+    for name, value, dtypes in (("v", v, state), ("spikes", spikes, stored)):
+        if value is not None:
+            _check_like(name, value, state_shape, "[N, C, H, W], the state before the first step", current, dtypes)
 
     pairs = (("current_norm", current_norm), ("temporal_norm", temporal_norm), ("spatial_norm", spatial_norm))
     for name, (weight, bias) in pairs:
@@ -129,13 +146,15 @@ def check_call(
         if weight is None or bias is None:
             missing = "weight" if weight is None else "bias"
             raise ValueError(f"{name}: got no {missing}, expected both weight and bias, or neither for no norm")
-        _check_like(f"{name} weight", weight, (channels,), "[C]", current)
-        _check_like(f"{name} bias", bias, (channels,), "[C]", current)
+        _check_like(f"{name} weight", weight, (channels,), "[C]", current, stored + state)
+        _check_like(f"{name} bias", bias, (channels,), "[C]", current, stored + state)
 
 
 def check_binary(spikes: torch.Tensor | None, spiking: bool) -> None:
-    """Initial spikes must be 0 or 1 in spiking mode. Compiled kernels find out while they pack them into bits."""
+    """Initial spikes must be 0 or 1 in spiking mode. On a GPU this waits for them; not while a graph is captured."""
     if spikes is None or not spiking or torch.compiler.is_compiling():
+        return
+    if spikes.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     if not bool(((spikes == 0) | (spikes == 1)).all()):
         raise ValueError("spikes: got values other than 0 and 1, expected 0/1 spikes unless spiking=False")

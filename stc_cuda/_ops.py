@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _extension as _extension  # loading it registers the operators
+from ._checks import state_dtype
 from .backends import Backend, register_backend
 
 
@@ -55,7 +56,7 @@ def _forward_fake(
         spatial_norm_bias,
     )
     steps, samples, channels, height, width = current.shape
-    nothing = current.new_empty((0,))
+    state = state_dtype(current.dtype)
     sequence = (steps, samples, channels, height, width)
     if packed_spikes:
         word = (channels // groups + 7) // 8
@@ -64,9 +65,9 @@ def _forward_fake(
         out = current.new_empty(sequence)
     return (
         out,
-        current.new_empty(sequence[1:]),
-        current.new_empty(sequence) if store_v_seq else nothing,
-        current.new_empty(sequence) if save_for_backward else current.new_empty((0,)),
+        current.new_empty(sequence[1:], dtype=state),
+        current.new_empty(sequence if store_v_seq else (0,), dtype=state),
+        current.new_empty(sequence if save_for_backward else (0,), dtype=state),
         current.new_empty((steps, samples, norm_groups, 3, 2) if save_for_backward else (0,), dtype=torch.float64),
     )
 
@@ -116,17 +117,21 @@ def _backward_fake(
         norm_stats,
     )
     state = current.shape[1:]
-    channels = current.shape[2]
-    per_norm = [
-        current.new_empty((channels,) if weight is not None else (0,))
-        for weight in (current_norm_weight, temporal_norm_weight, spatial_norm_weight)
-        for _ in range(2)
-    ]
+    dtype = state_dtype(current.dtype)
+    norms = (
+        current_norm_weight,
+        current_norm_bias,
+        temporal_norm_weight,
+        temporal_norm_bias,
+        spatial_norm_weight,
+        spatial_norm_bias,
+    )
+    per_norm = [current.new_empty((0,), dtype=dtype) if x is None else x.new_empty(x.shape) for x in norms]
     return (
         current.new_empty(current.shape),
         temporal_weight.new_empty(temporal_weight.shape),
         spatial_weight.new_empty(spatial_weight.shape),
-        current.new_empty(state),
+        current.new_empty(state, dtype=dtype),
         current.new_empty(state if spikes is not None and not gradient_detach else (0,)),
         *per_norm,
     )
@@ -138,5 +143,6 @@ register_backend(
         forward=torch.ops.stc_cuda.stc_forward,
         backward=torch.ops.stc_cuda.stc_backward,
         device_types=frozenset({"cpu"}),
+        checks_spikes=True,
     )
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import reference
 from ._bits import pack_spikes
-from ._checks import check_binary
+from ._checks import check_binary, state_dtype
 from .backends import Backend, register_backend
 from .config import STCConfig
 
@@ -49,6 +49,12 @@ def _run(
 ) -> tuple[Tensor, ...]:
     current, temporal_weight, spatial_weight, v, spikes, *norms = inputs
     groups, norm_groups, eps, v_threshold, v_reset, surrogate, alpha, spiking = options
+    # The state is never of 16 bits, and the equations are written for one dtype.
+    assert current is not None
+    dtype, state = current.dtype, state_dtype(current.dtype)
+    current, temporal_weight, spatial_weight, spikes, *norms = (
+        None if x is None else x.to(state) for x in (current, temporal_weight, spatial_weight, spikes, *norms)
+    )
     pairs = [None if norms[i] is None else (norms[i], norms[i + 1]) for i in (0, 2, 4)]
     spike_seq, *states = reference.stc_lif(
         current,
@@ -71,7 +77,7 @@ def _run(
         spiking=spiking,
         store_v_seq=store_v_seq,
     )
-    return (pack_spikes(spike_seq, groups) if packed_spikes else spike_seq, *states)
+    return (pack_spikes(spike_seq, groups) if packed_spikes else spike_seq.to(dtype), *states)
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
@@ -80,8 +86,8 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
     store_v_seq, packed_spikes, _ = args[19:]
     with torch.no_grad():
         outputs = _run(inputs, options, store_v_seq=store_v_seq, packed_spikes=packed_spikes)
-    nothing = inputs[0].new_empty((0,))
     spike_seq, v_last = outputs[:2]
+    nothing = v_last.new_empty((0,))
     return spike_seq, v_last.clone(), outputs[2] if store_v_seq else nothing, nothing, nothing.double()
 
 
@@ -103,4 +109,4 @@ def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad
 
 
-register_backend(Backend("reference", _forward, _backward, device_types=frozenset()))
+register_backend(Backend("reference", _forward, _backward, device_types=frozenset(), checks_spikes=True))

@@ -22,12 +22,15 @@ class Backend:
         forward: called like ``torch.ops.stc_cuda.stc_forward``.
         backward: called like ``torch.ops.stc_cuda.stc_backward``.
         device_types: ``torch.device.type`` of the tensors it takes; empty = any.
+        checks_spikes: whether ``forward`` itself raises for initial spikes other than 0 and 1 in spiking mode. Where it
+            does not, that is checked before a call.
     """
 
     name: str
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     device_types: frozenset[str]
+    checks_spikes: bool = False
 
 
 _BACKENDS: dict[str, Backend] = {}

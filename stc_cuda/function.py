@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import Pair, check_call
+from ._checks import Pair, check_binary, check_call
 from .backends import select_backend
 from .config import STCConfig
 
@@ -52,30 +52,20 @@ def run_forward(inputs: tuple[Tensor | None, ...], config: STCConfig, save_for_b
     )
 
 
-class STCFunction(torch.autograd.Function):
-    """The STC-LIF recurrence over a whole sequence as one differentiable call.
+def check_initial_spikes(spikes: object, config: object) -> None:
+    """Raises ValueError for initial spikes that are neither 0 nor 1, unless the backend finds out by itself.
 
-    ``STCFunction.apply(current, temporal_weight, spatial_weight, v, spikes, current_norm_weight, current_norm_bias,
-    temporal_norm_weight, temporal_norm_bias, spatial_norm_weight, spatial_norm_bias, config)`` returns
-    ``(spikes, v)``, or ``(spikes, v, v_seq)`` with ``config.store_v_seq``. Shapes, dtypes, equations and errors are
-    those of :func:`stc_cuda.stc_lif`; a norm is a (weight, bias) pair of tensors or two ``None``.
-
-    Saved for backward: the current (the caller's tensor, not a copy), the membrane potential before reset ``u`` and
-    the norms' means and deviations. Spikes and gates are recomputed from them. Backward is differentiable once.
+    What is not a dense tensor of numbers is left to the checks of the call.
     """
+    if not isinstance(spikes, Tensor) or not isinstance(config, STCConfig):
+        return
+    readable = spikes.layout == torch.strided and spikes.is_floating_point() and not spikes.is_meta
+    if readable and not select_backend(config.backend, spikes.device).checks_spikes:
+        check_binary(spikes, config.spiking)
 
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        if len(args) != 12:
-            raise TypeError(
-                f"STCFunction.apply: got {len(args)} arguments, expected 12: current, temporal_weight, spatial_weight, "
-                "v, spikes, current_norm_weight, current_norm_bias, temporal_norm_weight, temporal_norm_bias, "
-                "spatial_norm_weight, spatial_norm_bias, config"
-            )
-        if not torch.is_grad_enabled():
-            # Inside forward gradients are always off, and what needs one would be asked of the tensors alone.
-            args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-        return super().apply(*args)
+
+class Recurrence(torch.autograd.Function):
+    """:class:`STCFunction` for callers whose initial spikes are known to be 0 or 1 (or soft)."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
@@ -119,3 +109,30 @@ class STCFunction(torch.autograd.Function):
         if config.gradient_detach:
             needed[4] = False  # the gates saw detached spikes, so nothing flows to those before the first step
         return (*(grad if need else None for grad, need in zip(input_grads, needed, strict=False)), None)
+
+
+class STCFunction(Recurrence):
+    """The STC-LIF recurrence over a whole sequence as one differentiable call.
+
+    ``STCFunction.apply(current, temporal_weight, spatial_weight, v, spikes, current_norm_weight, current_norm_bias,
+    temporal_norm_weight, temporal_norm_bias, spatial_norm_weight, spatial_norm_bias, config)`` returns
+    ``(spikes, v)``, or ``(spikes, v, v_seq)`` with ``config.store_v_seq``. Shapes, dtypes, equations and errors are
+    those of :func:`stc_cuda.stc_lif`; a norm is a (weight, bias) pair of tensors or two ``None``.
+
+    Saved for backward: the current (the caller's tensor, not a copy), the membrane potential before reset ``u`` and
+    the norms' means and deviations. Spikes and gates are recomputed from them. Backward is differentiable once.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if len(args) != 12:
+            raise TypeError(
+                f"STCFunction.apply: got {len(args)} arguments, expected 12: current, temporal_weight, spatial_weight, "
+                "v, spikes, current_norm_weight, current_norm_bias, temporal_norm_weight, temporal_norm_bias, "
+                "spatial_norm_weight, spatial_norm_bias, config"
+            )
+        check_initial_spikes(args[4], args[-1])
+        if not torch.is_grad_enabled():
+            # Inside forward gradients are always off, and what needs one would be asked of the tensors alone.
+            args = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+        return super().apply(*args)

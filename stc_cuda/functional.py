@@ -9,7 +9,7 @@ from . import _reference
 from ._bits import unpack_spikes
 from ._checks import Pair, check_call, check_norm_pair
 from .config import STCConfig
-from .function import STCFunction, run_forward
+from .function import Recurrence, check_initial_spikes, run_forward
 
 __all__ = ["stc_lif", "unpack_spikes"]
 
@@ -56,8 +56,10 @@ def stc_lif(
     ICML 2024.
 
     Args:
-        current: feed-forward current ``[T, N, C, H, W]``, float32 or float64, any strides. T and N may be 0.
-        temporal_weight: grouped convolution of the temporal pathway ``[C, C/groups, K, K]``, K odd.
+        current: feed-forward current ``[T, N, C, H, W]``, float32, float64, float16 or bfloat16, any strides. T and N
+            may be 0.
+        temporal_weight: grouped convolution of the temporal pathway ``[C, C/groups, K, K]``, K odd. Weights and norms
+            are of the current's dtype or of the state's.
         spatial_weight: the same for the spatial pathway.
         groups: groups of both convolutions; divides C.
         current_norm: ``(weight [C], bias [C])`` of GN_x, or ``None`` for no norm.
@@ -65,8 +67,10 @@ def stc_lif(
         spatial_norm: the same for GN_b.
         norm_groups: groups of the three GroupNorms; ``None`` means ``groups``.
         eps: added to the variance in the GroupNorms.
-        v: membrane potential before the first step ``[N, C, H, W]``.
-        spikes: spikes before the first step ``[N, C, H, W]``, 0 or 1 unless ``spiking=False``.
+        v: membrane potential before the first step ``[N, C, H, W]``. The state is float64 for a float64 current and
+            float32 for all others: it outgrows 16-bit numbers.
+        spikes: spikes before the first step ``[N, C, H, W]``, 0 or 1 unless ``spiking=False``; dtype of ``current``. On
+            a GPU the check of that waits for them.
         v_threshold: firing threshold, in units of the membrane potential.
         v_reset: ``None`` resets by subtraction of the threshold; a number is the potential after a spike.
         surrogate: surrogate gradient, ``"sigmoid"`` or ``"atan"``.
@@ -82,10 +86,10 @@ def stc_lif(
 
     Returns:
         ``(spikes [T, N, C, H, W], v [N, C, H, W])``, with ``v_seq [T, N, C, H, W]`` after them if ``store_v_seq``;
-        dtype of ``current``.
+        spikes of the current's dtype, potentials of the state's.
 
     Raises:
-        TypeError: an argument is not a dense float32/float64 tensor, or dtypes differ.
+        TypeError: an argument is not a dense floating-point tensor, or dtypes do not fit.
         ValueError: a rank, shape, group count, device, option or initial spike is not as described here.
     """
     config = STCConfig(
@@ -108,6 +112,7 @@ def stc_lif(
         check_norm_pair("temporal_norm", temporal_norm),
         check_norm_pair("spatial_norm", spatial_norm),
     )
+    check_initial_spikes(spikes, config)
     return run_stc(current, temporal_weight, spatial_weight, v, spikes, norms, config)
 
 
@@ -120,13 +125,13 @@ def run_stc(
     norms: tuple[Pair, Pair, Pair],
     config: STCConfig,
 ) -> tuple[Tensor, ...]:
-    """:func:`stc_lif` with its options in a :class:`STCConfig`: the one way from the public API to a backend."""
+    """:func:`stc_lif` with its options in a :class:`STCConfig` and spikes that are known to be 0 or 1 (or soft)."""
     inputs = (current, temporal_weight, spatial_weight, v, spikes, *norms[0], *norms[1], *norms[2])
     if config.backend == "reference":
         check_call(current, temporal_weight, spatial_weight, v, spikes, norms[0], norms[1], norms[2], config)
         return _reference.call(inputs, config)
     wants_grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     if wants_grad:
-        return STCFunction.apply(*inputs, config)
+        return Recurrence.apply(*inputs, config)
     spike_seq, v_last, v_seq, _, _ = run_forward(inputs, config, save_for_backward=False)
     return (spike_seq, v_last, v_seq) if config.store_v_seq else (spike_seq, v_last)

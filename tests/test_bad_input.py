@@ -75,8 +75,10 @@ TENSORS: list[tuple[str, Replacement, type[Exception], list[str]]] = [
     ("current", lambda x: x[..., :0], ValueError, [f"[{T}, {N}, {C}, {H}, 0]", "at least one"]),
     ("current", lambda x: x[..., :0, :], ValueError, [f"[{T}, {N}, {C}, 0, {W}]", "at least one"]),
     # Dtypes.
-    ("current", lambda x: x.half(), TypeError, ["float16", "float32 or torch.float64"]),
-    ("current", lambda x: x.bfloat16(), TypeError, ["bfloat16", "float32 or torch.float64"]),
+    ("current", lambda x: x.half(), TypeError, ["spikes", "float32", "float16, the dtype of current"]),
+    ("current", lambda x: x.bfloat16(), TypeError, ["spikes", "float32", "bfloat16, the dtype of current"]),
+    ("current", lambda x: x.to(torch.float8_e5m2), TypeError, ["float8_e5m2", "float16 or torch.bfloat16"]),
+    ("v", lambda x: x.half(), TypeError, ["float16", "float32"]),
     ("current", lambda x: x.int(), TypeError, ["int32", "float32"]),
     ("current", lambda x: x.long(), TypeError, ["int64", "float32"]),
     ("current", lambda x: x > 0, TypeError, ["bool", "float32"]),
@@ -95,7 +97,7 @@ TENSORS: list[tuple[str, Replacement, type[Exception], list[str]]] = [
     ("v", lambda x: x.to_sparse(), TypeError, ["torch.sparse_coo", "dense"]),
     ("spikes", lambda x: x.to_sparse(), TypeError, ["torch.sparse_coo", "dense"]),
     ("temporal_norm", (ones(C).to_sparse(), ones(C)), TypeError, ["torch.sparse_coo", "dense"]),
-    ("current", quantized, TypeError, ["quantized", "qint8", "float32"]),
+    ("current", quantized, TypeError, ["quantized", "qint8", "dequantize"]),
     ("spatial_weight", quantized, TypeError, ["quantized", "qint8"]),
     ("v", quantized, TypeError, ["quantized", "qint8"]),
     # Devices.

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .._checks import check_layer_input
+from .._checks import check_layer_input, state_dtype
 from ..config import STCConfig
 from ..functional import run_stc
 from ..surrogate import as_surrogate
@@ -52,7 +52,8 @@ class STCLIF(SpikingNeuron):
         backend: see :func:`stc_cuda.stc_lif`.
 
     Shape:
-        input ``[T, N, in_channels, H, W]`` float32/float64, output spikes ``[T, N, channels, H, W]``.
+        input ``[T, N, in_channels, H, W]`` of the layer's dtype, output spikes ``[T, N, channels, H, W]``. Under
+        autocast the current and the spikes are of its dtype; the state stays float32.
 
     Raises:
         ValueError, TypeError: as :func:`stc_cuda.stc_lif`; a state kept from another batch size asks for ``reset()``.
@@ -120,11 +121,13 @@ class STCLIF(SpikingNeuron):
         conv_v, norm_v = _conv_and_norm(self.conv_v)
         _refuse_hooks(norm_x, conv_h, norm_h, conv_v, norm_v)
         steps, samples = x.shape[:2]
-        # Under autocast the convolution may answer in 16 bits; the recurrence and its state keep the layer's dtype.
-        current = conv_x(x.flatten(0, 1)).to(conv_h.weight.dtype).unflatten(0, (steps, samples))
+        current = conv_x(x.flatten(0, 1)).unflatten(0, (steps, samples))
         self._check_state(tuple(current.shape[1:]))
         norms = (norm_x.weight, norm_x.bias), (norm_h.weight, norm_h.bias), (norm_v.weight, norm_v.bias)
-        spike_seq, v, *v_seq = run_stc(current, conv_h.weight, conv_v.weight, self.v, self.spikes, norms, self.config)
+        # The layer may have changed its dtype, or autocast that of the current.
+        before = None if self.v is None else self.v.to(state_dtype(current.dtype))
+        spikes = None if self.spikes is None else self.spikes.to(current.dtype)
+        spike_seq, v, *v_seq = run_stc(current, conv_h.weight, conv_v.weight, before, spikes, norms, self.config)
         self.v = v
         if steps:
             # A copy, so that the state neither keeps the whole sequence alive nor changes with the caller's output.

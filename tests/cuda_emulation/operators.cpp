@@ -15,7 +15,7 @@ class EmulatedContext {
     const Shape& s = p.in.shape;
     inputs(p.in);
     const int64_t words = s.steps * s.samples * s.groups * s.height * s.width * ((s.channels / s.groups + 7) / 8);
-    add(p.spikes, s.steps * state(s), "spikes", EMU_OUTPUT);
+    stored(p.spikes, s.steps * state(s), p.in.storage, "spikes");
     add(p.packed_spikes, words, "packed_spikes", EMU_OUTPUT);
     add(p.v, state(s), "v_out", EMU_OUTPUT);
     add(p.v_seq, s.steps * state(s), "v_seq", EMU_OUTPUT);
@@ -29,12 +29,12 @@ class EmulatedContext {
     inputs(p.in);
     add(p.u, s.steps * state(s), "u", EMU_INPUT);
     add(p.norm_stats, s.steps * s.samples * s.norm_groups * kNorms * 2, "norm_stats", EMU_INPUT);
-    strided(p.grad_spikes_out, s, s.steps, "grad_spikes_out");
-    strided(p.grad_v_out, s, 1, "grad_v_out");
-    strided(p.grad_v_seq_out, s, s.steps, "grad_v_seq_out");
-    add(p.grad_current, s.steps * state(s), "grad_current", EMU_OUTPUT);
+    strided(p.grad_spikes_out, s, s.steps, p.in.storage, "grad_spikes_out");
+    strided(p.grad_v_out, s, 1, Storage::kState, "grad_v_out");
+    strided(p.grad_v_seq_out, s, s.steps, Storage::kState, "grad_v_seq_out");
+    stored(p.grad_current, s.steps * state(s), p.in.storage, "grad_current");
     add(p.grad_v, state(s), "grad_v", EMU_OUTPUT);
-    add(p.grad_spikes, state(s), "grad_spikes", EMU_OUTPUT);
+    stored(p.grad_spikes, state(s), p.in.storage, "grad_spikes");
     add(p.grad_temporal_weight, weights(s), "grad_temporal_weight", EMU_OUTPUT);
     add(p.grad_spatial_weight, weights(s), "grad_spatial_weight", EMU_OUTPUT);
     for (int norm = 0; norm < kNorms; ++norm) {
@@ -65,21 +65,31 @@ class EmulatedContext {
     emu_register(registered_.back(), count * sizeof(T), name, kind);
   }
 
+  // An output of the current's type.
+  template <class T>
+  void stored(T* start, int64_t count, Storage storage, const char* name) const {
+    if (storage == Storage::kState) return add(start, count, name, EMU_OUTPUT);
+    add(reinterpret_cast<const uint16_t*>(start), count, name, EMU_OUTPUT);
+  }
+
   // From the first element to the last.
   template <class T>
-  void strided(const Strided<const T>& x, const Shape& s, int64_t steps, const char* name) const {
+  void strided(const Strided<const T>& x, const Shape& s, int64_t steps, Storage storage, const char* name) const {
     if (!x.data || steps == 0 || s.samples == 0) return;
     const int64_t last = (steps - 1) * x.step + (s.samples - 1) * x.sample + (s.channels - 1) * x.channel +
                          (s.height - 1) * x.row + (s.width - 1) * x.column;
-    add(x.data, last + 1, name, EMU_INPUT);
+    if (storage == Storage::kState)
+      add(x.data, last + 1, name, EMU_INPUT);
+    else
+      add(reinterpret_cast<const uint16_t*>(x.data), last + 1, name, EMU_INPUT);
   }
 
   template <class T>
   void inputs(const StcInputs<T>& in) {
     const Shape& s = in.shape;
-    strided(in.current, s, s.steps, "current");
-    strided(in.v, s, 1, "v");
-    strided(in.spikes, s, 1, "spikes_before");
+    strided(in.current, s, s.steps, in.storage, "current");
+    strided(in.v, s, 1, Storage::kState, "v");
+    strided(in.spikes, s, 1, in.storage, "spikes_before");
     add(in.temporal_weight, weights(s), "temporal_weight", EMU_INPUT);
     add(in.spatial_weight, weights(s), "spatial_weight", EMU_INPUT);
     for (int norm = 0; norm < kNorms; ++norm) {
