@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,61 +13,27 @@ from ._checks import state_dtype
 from .backends import Backend, register_backend
 
 
-def _require_one_device(current: Tensor, *others: Tensor | None) -> None:
+def _require_one_device(tensors: Sequence[Tensor | None]) -> None:
     """A fake kernel also runs when a single argument is on the meta device; the others then hold real data."""
-    for other in others:
-        if other is not None and other.device != current.device:
-            raise ValueError(f"stc_cuda: got tensors on {current.device} and {other.device}, expected one device")
+    devices = {x.device for x in tensors if x is not None}
+    if len(devices) > 1:
+        raise ValueError(f"stc_cuda: got tensors on {' and '.join(sorted(map(str, devices)))}, expected one device")
+
+
+# Arguments in the order of the schemas in csrc/ops.h: eleven tensors that both operators take, the first being the
+# current, then options.
 
 
 @torch.library.register_fake("stc_cuda::stc_forward")
-def _forward_fake(
-    current: Tensor,
-    temporal_weight: Tensor,
-    spatial_weight: Tensor,
-    v: Tensor | None,
-    spikes: Tensor | None,
-    current_norm_weight: Tensor | None,
-    current_norm_bias: Tensor | None,
-    temporal_norm_weight: Tensor | None,
-    temporal_norm_bias: Tensor | None,
-    spatial_norm_weight: Tensor | None,
-    spatial_norm_bias: Tensor | None,
-    groups: int,
-    norm_groups: int,
-    eps: float,
-    v_threshold: float,
-    v_reset: float | None,
-    surrogate: str,
-    alpha: float,
-    spiking: bool,
-    store_v_seq: bool,
-    packed_spikes: bool,
-    save_for_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _require_one_device(
-        current,
-        temporal_weight,
-        spatial_weight,
-        v,
-        spikes,
-        current_norm_weight,
-        current_norm_bias,
-        temporal_norm_weight,
-        temporal_norm_bias,
-        spatial_norm_weight,
-        spatial_norm_bias,
-    )
-    steps, samples, channels, height, width = current.shape
+def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
+    inputs, (groups, norm_groups, *_, store_v_seq, packed_spikes, save_for_backward) = args[:11], args[11:]
+    _require_one_device(inputs)
+    current = inputs[0]
+    steps, samples, channels, height, width = sequence = current.shape
     state = state_dtype(current.dtype)
-    sequence = (steps, samples, channels, height, width)
-    if packed_spikes:
-        word = (channels // groups + 7) // 8
-        out = current.new_empty((steps, samples, groups, height, width, word), dtype=torch.uint8)
-    else:
-        out = current.new_empty(sequence)
+    packed = (steps, samples, groups, height, width, (channels // groups + 7) // 8)
     return (
-        out,
+        current.new_empty(packed, dtype=torch.uint8) if packed_spikes else current.new_empty(sequence),
         current.new_empty(sequence[1:], dtype=state),
         current.new_empty(sequence if store_v_seq else (0,), dtype=state),
         current.new_empty(sequence if save_for_backward else (0,), dtype=state),
@@ -73,67 +42,18 @@ def _forward_fake(
 
 
 @torch.library.register_fake("stc_cuda::stc_backward")
-def _backward_fake(
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_v_seq: Tensor | None,
-    current: Tensor,
-    temporal_weight: Tensor,
-    spatial_weight: Tensor,
-    v: Tensor | None,
-    spikes: Tensor | None,
-    current_norm_weight: Tensor | None,
-    current_norm_bias: Tensor | None,
-    temporal_norm_weight: Tensor | None,
-    temporal_norm_bias: Tensor | None,
-    spatial_norm_weight: Tensor | None,
-    spatial_norm_bias: Tensor | None,
-    u: Tensor,
-    norm_stats: Tensor,
-    groups: int,
-    norm_groups: int,
-    eps: float,
-    v_threshold: float,
-    v_reset: float | None,
-    surrogate: str,
-    alpha: float,
-    spiking: bool,
-    detach_reset: bool,
-    gradient_detach: bool,
-) -> tuple[Tensor, ...]:
-    _require_one_device(
-        current,
-        temporal_weight,
-        spatial_weight,
-        v,
-        spikes,
-        current_norm_weight,
-        current_norm_bias,
-        temporal_norm_weight,
-        temporal_norm_bias,
-        spatial_norm_weight,
-        spatial_norm_bias,
-        u,
-        norm_stats,
-    )
-    state = current.shape[1:]
-    dtype = state_dtype(current.dtype)
-    norms = (
-        current_norm_weight,
-        current_norm_bias,
-        temporal_norm_weight,
-        temporal_norm_bias,
-        spatial_norm_weight,
-        spatial_norm_bias,
-    )
-    per_norm = [current.new_empty((0,), dtype=dtype) if x is None else x.new_empty(x.shape) for x in norms]
+def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    inputs, saved, gradient_detach = args[3:14], args[14:16], args[-1]
+    _require_one_device((*inputs, *saved))
+    current, temporal_weight, spatial_weight, _, spikes, *norms = inputs
+    state, dtype = current.shape[1:], state_dtype(current.dtype)
     return (
         current.new_empty(current.shape),
         temporal_weight.new_empty(temporal_weight.shape),
         spatial_weight.new_empty(spatial_weight.shape),
         current.new_empty(state, dtype=dtype),
         current.new_empty(state if spikes is not None and not gradient_detach else (0,)),
-        *per_norm,
+        *(current.new_empty((0,), dtype=dtype) if x is None else x.new_empty(x.shape) for x in norms),
     )
 
 
