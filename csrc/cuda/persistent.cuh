@@ -67,22 +67,31 @@ struct PackedWeights {
   float* scale;
 };
 
+constexpr int kPackThreads = 256;
+
 // One block a group.
 template <int Channels, int Kernel>
-__global__ void __launch_bounds__(256) pack_weights(StcInputs<float> in, PackedWeights packed) {
+__global__ void __launch_bounds__(kPackThreads) pack_weights(StcInputs<float> in, PackedWeights packed) {
   using Product = GateProduct<Channels, Kernel>;
   constexpr int kWeights = Channels * Product::kTaps;  // of one output
   GPU_SHARED(float, scale, [2 * Channels]);
   const int64_t first = int64_t(blockIdx.x) * Channels;
-  if (threadIdx.x < 2 * Channels) {
-    const int path = threadIdx.x / Channels, c = threadIdx.x % Channels;
+  {
+    // lanes next to each other share an output
+    constexpr int kLanes = kPackThreads / (2 * Channels);
+    const int output = int(threadIdx.x) / kLanes, path = output / Channels, c = output % Channels;
     const float* w = (path ? in.spatial_weight : in.temporal_weight) + (first + c) * kWeights;
     float largest = 0.f;
-    for (int i = 0; i < kWeights; ++i) largest = fmaxf(largest, fabsf(w[i]));
-    // brings the largest weight to [2^13, 2^14), inside fp16 with its small neighbours
-    const int exponent = largest > 0.f ? 13 - ilogbf(largest) : 0;
-    scale[threadIdx.x] = ldexpf(1.f, exponent);
-    packed.scale[blockIdx.x * 2 * Channels + threadIdx.x] = ldexpf(1.f, -exponent);
+    for (int i = threadIdx.x % kLanes; i < kWeights; i += kLanes) largest = fmaxf(largest, fabsf(w[i]));
+#pragma unroll
+    for (int distance = kLanes / 2; distance; distance /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    if (threadIdx.x % kLanes == 0) {
+      // brings the largest weight to [2^13, 2^14), inside fp16 with its small neighbours; as far as fp32 has the scale
+      const int exponent = largest > 0.f ? min(13 - ilogbf(largest), 126) : 0;
+      scale[output] = ldexpf(1.f, exponent);
+      packed.scale[blockIdx.x * 2 * Channels + output] = ldexpf(1.f, -exponent);
+    }
   }
   __syncthreads();
   uint32_t* out = reinterpret_cast<uint32_t*>(packed.fragments + int64_t(blockIdx.x) * Product::kFragments);

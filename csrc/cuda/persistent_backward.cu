@@ -54,9 +54,10 @@ int persistent_backward(const StcBackward<float>& p, const Plan& plan, void* wor
     using Weights = WeightProduct<channels(), kernel()>;
     const dim3 units(unsigned(s.samples), unsigned(s.groups));
     const unsigned splits = unsigned(weight_splits(s));
-    launch.blocks(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), p.in, w.weights);
+    launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, w.weights);
     if (!p.gradient_detach)
-      launch.blocks(pack_transposed_weights<channels(), kernel()>, dim3(unsigned(s.groups)), p.in, w.transposed);
+      launch.start(pack_transposed_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in,
+                   w.transposed);
     with_runs(plan, [&](auto runs) {
       with_flag(!p.gradient_detach, [&](auto attached) {
         launch.start(cuda::persistent_backward<channels(), kernel(), runs(), attached()>, units, plan.warps * 32,

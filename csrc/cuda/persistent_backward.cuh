@@ -51,7 +51,7 @@ __device__ __forceinline__ uint32_t bf16_pair(float low, float high, int term) {
 
 // A fragments [group][chunk][step][term][lane]; one block a group.
 template <int Channels, int Kernel>
-__global__ void __launch_bounds__(256) pack_transposed_weights(StcInputs<float> in, uint4* fragments) {
+__global__ void __launch_bounds__(kPackThreads) pack_transposed_weights(StcInputs<float> in, uint4* fragments) {
   using Product = TransposedProduct<Channels, Kernel>;
   const int64_t first = int64_t(blockIdx.x) * Channels;
   uint32_t* out = reinterpret_cast<uint32_t*>(fragments + int64_t(blockIdx.x) * Product::kFragments);

@@ -18,7 +18,7 @@ int persistent_forward(const StcForward<float>& p, const Plan& plan, void* works
   const PackedWeights packed = carve_weights(carver, s);
   Launcher launch(stream);
   with_sizes(s, [&](auto channels, auto kernel) {
-    launch.blocks(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), p.in, packed);
+    launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, packed);
     with_runs(plan, [&](auto runs) {
       with_flag(plan.resident_weights, [&](auto resident) {
         launch.start(cuda::persistent_forward<channels(), kernel(), runs(), resident()>,
