@@ -34,7 +34,8 @@ struct Geometry {
 
 template <class T>
 STC_HD T at(const Strided<const T>& x, const Shape& s, int64_t t, int64_t n, int64_t c, int64_t pixel) {
-  return x.data[t * x.step + n * x.sample + c * x.channel + pixel / s.width * x.row + pixel % s.width * x.column];
+  const int at = int(pixel), width = int(s.width);  // a map has less than 2^30 pixels
+  return x.data[t * x.step + n * x.sample + c * x.channel + at / width * x.row + at % width * x.column];
 }
 
 __device__ inline int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
@@ -92,7 +93,18 @@ __device__ inline double block_sum(double value, double* scratch) {
 // Calls f(channel in the norm group, pixel) over a norm group, the elements dealt to the threads of the block.
 template <class F>
 __device__ void for_group(const Geometry& geo, F f) {
-  for (int64_t i = threadIdx.x; i < geo.norm_channels * geo.pixels; i += kThreads) f(i / geo.pixels, i % geo.pixels);
+  const int pixels = int(geo.pixels), next_c = kThreads / pixels, next_pixel = kThreads % pixels;
+  int64_t c = int(threadIdx.x) / pixels;
+  int pixel = int(threadIdx.x) % pixels;
+  while (c < geo.norm_channels) {
+    f(c, pixel);
+    c += next_c;
+    pixel += next_pixel;
+    if (pixel >= pixels) {
+      pixel -= pixels;
+      ++c;
+    }
+  }
 }
 
 // Statistics of value(c, pixel) over a norm group: the mean first, from differences to one element, then the variance.
@@ -130,14 +142,18 @@ __global__ void __launch_bounds__(kThreads) update(StcForward<T> p, const T* z, 
 
   Moments m[kNorms];
   if (p.in.norm_weight[kCurrent]) m[kCurrent] = group_moments(geo, p.in.eps, scratch, current);
+#pragma unroll
   for (int path = 0; path < 2; ++path)
     if (p.in.norm_weight[kTemporal + path])
       m[kTemporal + path] = group_moments(
           geo, p.in.eps, scratch, [&](int64_t c, int64_t pixel) { return z[path * geo.state + index(c, pixel)]; });
-  if (p.norm_stats && threadIdx.x < kNorms) {
+  if (p.norm_stats && threadIdx.x == 0) {
     double* stats = p.norm_stats + ((t * s.samples + n) * s.norm_groups + group) * kNorms * 2;
-    stats[2 * threadIdx.x] = m[threadIdx.x].mean;
-    stats[2 * threadIdx.x + 1] = m[threadIdx.x].rstd;
+#pragma unroll
+    for (int norm = 0; norm < kNorms; ++norm) {
+      stats[2 * norm] = m[norm].mean;
+      stats[2 * norm + 1] = m[norm].rstd;
+    }
   }
 
   for_group(geo, [&](int64_t c, int64_t pixel) {
@@ -204,8 +220,9 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
   const Shape& s = p.in.shape;
   const Geometry geo(s);
   const int64_t n = blockIdx.x, group = blockIdx.y, first = group * geo.norm_channels;
-  const double count = double(geo.norm_channels * geo.pixels);
+  const double share = 1.0 / double(geo.norm_channels * geo.pixels);
   Moments m[kNorms];
+#pragma unroll
   for (int norm = 0; norm < kNorms; ++norm) {
     const double* stats = p.norm_stats + (((t * s.samples + n) * s.norm_groups + group) * kNorms + norm) * 2;
     m[norm].mean = stats[0];
@@ -225,6 +242,7 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
       if (p.grad_spikes_out.data) grad_s += at(p.grad_spikes_out, s, t, n, c, pixel);
       if (p.grad_v_seq_out.data) grad_v += at(p.grad_v_seq_out, s, t, n, c, pixel);
       T xhat[kNorms], y[kNorms];
+#pragma unroll
       for (int norm = 0; norm < kNorms; ++norm) {
         const auto channel = channel_norm(p.in, norm, m[norm], c);
         xhat[norm] = channel.standardise(input(norm, c, pixel));
@@ -234,17 +252,19 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
                                     Cell::grad_u(p.u[t * geo.state + i], grad_s, grad_v, p.in.cell));
       p.grad_v[i] = g.v;
       const T grads[kNorms] = {g.current, g.temporal, g.spatial};
+#pragma unroll
       for (int norm = 0; norm < kNorms; ++norm) {
         w.grad[norm * geo.state + i] = grads[norm];
         product[norm] += double(grads[norm]) * xhat[norm];
         plain[norm] += grads[norm];
       }
     }
+#pragma unroll
     for (int norm = 0; norm < kNorms; ++norm) {
       if (!p.in.norm_weight[norm]) continue;
       const double sum_product = block_sum(product[norm], scratch), sum_plain = block_sum(plain[norm], scratch);
-      mean_product[norm] += p.in.norm_weight[norm][c] * sum_product / count;
-      mean_grad[norm] += p.in.norm_weight[norm][c] * sum_plain / count;
+      mean_product[norm] += p.in.norm_weight[norm][c] * sum_product * share;
+      mean_grad[norm] += p.in.norm_weight[norm][c] * sum_plain * share;
       if (threadIdx.x == 0) {
         double* sums = w.partial_norms + ((n * s.channels + c) * kNorms + norm) * 2;
         sums[0] += sum_product;
@@ -255,6 +275,7 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
   // a thread reads back only what it wrote: both loops deal pixels of a channel the same way
   for (int64_t c = first; c < first + geo.norm_channels; ++c)
     for (int64_t pixel = threadIdx.x; pixel < geo.pixels; pixel += kThreads)
+#pragma unroll
       for (int norm = 0; norm < kNorms; ++norm) {
         const int64_t i = (n * s.channels + c) * geo.pixels + pixel;
         const auto channel = channel_norm(p.in, norm, m[norm], c);
