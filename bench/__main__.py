@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch
 import stc_cuda
 
 from .cases import Layer
+from .environment import environment
 from .latency import Row, check_parity, measure
 
 # Firing rates: the bias of the current's norm that gives them, and the number itself.
@@ -26,69 +24,60 @@ LAYERS = {
 }
 
 
-def _commit() -> str:
-    try:
-        root = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
-        )
-        return commit.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def header() -> dict[str, Any]:
+def header(device: str) -> dict[str, Any]:
     """The machine, versions and commit that every table carries."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "stc_cuda": stc_cuda.__version__,
-        "cpu_kernel": stc_cuda.build_info()["cpu_kernel"],
-        "commit": _commit(),
-    }
+    build = stc_cuda.build_info()
+    kernels = {"cpu_kernel": build["cpu_kernel"]} if device == "cpu" else {"built_for": build["cuda_architectures"]}
+    return {**environment(), "stc_cuda": stc_cuda.__version__, **kernels}
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 
 
 def _print_row(row: Row) -> None:
-    bytes_column = (
-        f"{row.saved_bytes_reference:6.1f} -> {row.saved_bytes_ours:5.2f}" if row.saved_bytes_ours is not None else ""
-    )
+    def change(before: float | None, after: float | None) -> str:
+        return "" if before is None else f"{before:6.1f} -> {after:5.2f}"
+
+    columns = [change(row.saved_bytes_reference, row.saved_bytes_ours)]
+    if row.peak_bytes_ours is not None:
+        columns.append(change(row.peak_bytes_reference, row.peak_bytes_ours))
+    bytes_columns = " | ".join(f"{column:16}" for column in columns)
     print(
-        f"| {row.what:26} | {row.firing_rate:4.0%} | {row.reference_ms:7.2f} | {row.ours_ms:6.2f} "
-        f"| {row.ratio:5.2f}x | {row.spread:4.0%} | {bytes_column:16} |",
+        f"| {row.what:26} | {row.firing_rate:4.0%} | {_milliseconds(row.reference_ms):>7} "
+        f"| {_milliseconds(row.ours_ms):>6} "
+        f"| {row.ratio:5.2f}x | {row.spread:4.0%} | {bytes_columns} |",
         flush=True,
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to time (default cpu)")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
     parser.add_argument("--rates", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each contestant (default 7)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
 
-    check_parity()
-    about = header()
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error(f"--device cuda: torch {torch.__version__} sees no GPU; expected a machine that has one")
+        # The rival rounds as our kernels do; PyTorch's default of TF32 flips spikes.
+        torch.backends.cudnn.allow_tf32 = False
+    device = torch.device(options.device)
+    check_parity(device)
+    about = header(options.device)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print("milliseconds per sample and step, medians of interleaved rounds; bytes saved per neuron and step\n")
+    print("milliseconds per sample and step, medians of interleaved rounds; bytes per neuron and step\n")
+    columns = [f"{title:16}" for title in ("bytes saved", *(["bytes at the peak"] if options.device == "cuda" else []))]
     rows: list[Row] = []
     for name in options.layers:
         print(f"{name}: {LAYERS[name]}\n")
-        print("| pass                       | rate | eager   | ours   | ratio  | +-   | bytes saved      |")
-        print("|---|---|---|---|---|---|---|")
+        print(f"| pass                       | rate | eager   | ours   | ratio  | +-   | {' | '.join(columns)} |")
+        print("|---|---|---|---|---|---" + "|---" * len(columns) + "|")
         for rate in options.rates:
-            for row in measure(LAYERS[name], *RATES[rate], options.rounds):
+            for row in measure(LAYERS[name], *RATES[rate], options.rounds, device):
                 rows.append(row)
                 _print_row(row)
         print()

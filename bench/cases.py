@@ -52,9 +52,14 @@ class Inputs:
 
 
 def make_inputs(
-    layer: Layer, current_bias: float, firing_rate: float, dtype: torch.dtype = torch.float32, seed: int = 0
+    layer: Layer,
+    current_bias: float,
+    firing_rate: float,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> Inputs:
-    """Normal currents and weights.
+    """Normal currents and weights, the same on every device.
 
     ``current_bias``, the bias of the current's norm, sets the rate at which the layer fires; ``firing_rate`` is that
     of the spikes of a carried state.
@@ -62,19 +67,19 @@ def make_inputs(
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
     c, k = layer.channels, layer.kernel
     weights = [normal(c, c // layer.groups, k, k) * 0.1 for _ in range(2)]
     current = normal(layer.steps, layer.samples, c, layer.size, layer.size)
 
     def norm(bias: float) -> Norm:
-        return torch.ones(c, dtype=dtype), torch.full((c,), bias, dtype=dtype)
+        return torch.ones(c, dtype=dtype, device=device), torch.full((c,), bias, dtype=dtype, device=device)
 
     norms = {"current_norm": norm(current_bias), "temporal_norm": norm(0.0), "spatial_norm": norm(0.0)}
     state = {}
     if layer.carried:
         v = normal(*current.shape[1:])
         spikes = torch.rand(v.shape, generator=generator) < firing_rate
-        state = {"v": v, "spikes": spikes.to(dtype)}
+        state = {"v": v, "spikes": spikes.to(device, dtype)}
     return Inputs((current, weights[0], weights[1]), norms, layer.groups, state)
