@@ -1,10 +1,12 @@
-// The Python module stc_cuda._C. Importing it registers the operators of ops.cpp; build_info() tells what was compiled.
+// The Python module stc_cuda._C. Importing it registers the operators of ops.cpp; build_info() tells what was compiled,
+// plan() which kernel would run.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
 #include <string>
 
 #include "cpu/kernels.h"
+#include "plan_log.h"
 
 namespace py = pybind11;
 
@@ -43,9 +45,56 @@ py::dict build_info() {
   return info;
 }
 
+py::dict plan(int64_t steps, int64_t samples, int64_t channels, int64_t height, int64_t width, int64_t kernel,
+              int64_t groups, int64_t norm_groups, bool cuda, bool double_precision, bool spiking, bool backward,
+              bool attached, int capability, int64_t shared_bytes_limit) {
+  stc::Request request;
+  request.device = cuda ? stc::Device::kCuda : stc::Device::kCpu;
+  request.double_precision = double_precision;
+  request.spiking = spiking;
+  request.backward = backward;
+  request.attached = attached;
+  request.capability = capability;
+  request.shared_bytes_limit = shared_bytes_limit;
+  const stc::Plan p = stc::plan({steps, samples, channels, height, width, kernel, groups, norm_groups}, request);
+  py::dict answer;
+  answer["kernel"] = stc::name(p.kernel);
+  answer["reason"] = p.reason;
+  answer["units"] = p.units;
+  answer["unit_channels"] = p.unit_channels;
+  answer["tasks"] = p.tasks;
+  answer["warps"] = p.warps;
+  answer["shared_memory"] = p.dynamic_bytes;
+  answer["resident_weights"] = p.resident_weights;
+  return answer;
+}
+
+void log_plan(const stc::Request& request, const stc::Plan& p) {
+  constexpr int kInfo = 20, kWarning = 30;
+  const bool slow = stc::is_slow(request, p);
+  const bool cuda = p.kernel == stc::KernelKind::kPersistent || p.kernel == stc::KernelKind::kGeneral;
+  py::gil_scoped_acquire lock;
+  try {
+    py::module_::import("logging")
+        .attr("getLogger")("stc_cuda")
+        .attr("log")(slow ? kWarning : kInfo, "%s on %s: the %s kernels run (%s)%s",
+                     request.backward ? "stc_backward" : "stc_forward", cuda ? "cuda" : "cpu", stc::name(p.kernel),
+                     p.reason, slow ? "; these are made for every shape, not for speed" : "");
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("the log of stc_cuda");  // a handler of the user raised; the call itself goes on
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   stc::cpu_capability();  // an unusable STC_CUDA_CPU_KERNEL fails the import, not the first call
   m.def("build_info", &build_info, "What was compiled, and which CPU kernels run here.");
+  m.def("plan", &plan, "Which kernel runs for a shape; see stc_cuda.kernel_plan.", py::kw_only(), py::arg("steps"),
+        py::arg("samples"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("kernel"),
+        py::arg("groups"), py::arg("norm_groups"), py::arg("cuda"), py::arg("double_precision"), py::arg("spiking"),
+        py::arg("backward"), py::arg("attached"), py::arg("capability"), py::arg("shared_bytes_limit"));
+  stc::plan_listener = &log_plan;
+  // Threads may compute for as long as the process lives, Python's lock only until Python ends.
+  py::module_::import("atexit").attr("register")(py::cpp_function([] { stc::plan_listener = nullptr; }));
 }

@@ -9,6 +9,7 @@
 
 #include "cuda/launch.h"
 #include "ops.h"
+#include "plan_log.h"
 
 namespace stc {
 
@@ -57,7 +58,7 @@ struct CudaRunner {
     request.spiking = in.cell.spiking;
     request.backward = backward;
     request.attached = attached;
-    return plan_on_device(in.shape, request);
+    return report_plan(request, plan_on_device(in.shape, request));
   }
 
   static Plan plan_on_device(const Shape& shape, Request request) {

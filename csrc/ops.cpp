@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "cpu/kernels.h"
+#include "plan_log.h"
 
 namespace stc {
 namespace {
@@ -22,11 +23,12 @@ const CpuKernels<T>& kernels() {
 }
 
 template <class T>
-Plan plan_cpu(const StcInputs<T>& in) {
+Plan plan_cpu(const StcInputs<T>& in, bool backward) {
   Request request;
+  request.backward = backward;
   request.double_precision = std::is_same_v<T, double>;
   request.spiking = in.cell.spiking;
-  return plan(in.shape, request);
+  return report_plan(request, plan(in.shape, request));
 }
 
 struct CpuRunner {
@@ -42,7 +44,7 @@ struct CpuRunner {
     const CpuBuffers<T> buffers{weights.mutable_data_ptr<T>(), nullptr, nullptr, nullptr};
     at::parallel_for(0, shape.groups, 1, [&](int64_t begin, int64_t end) { k.pack(params.in, buffers, begin, end); });
     std::atomic<bool> binary{true};
-    at::parallel_for(0, plan_cpu(params.in).tasks, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, plan_cpu(params.in, false).tasks, 1, [&](int64_t begin, int64_t end) {
       if (!k.forward(params, buffers, begin, end)) binary = false;
     });
     TORCH_CHECK_VALUE(binary, "spikes: got values other than 0 and 1, expected 0/1 spikes unless spiking=False");
@@ -61,7 +63,7 @@ struct CpuRunner {
     const CpuBuffers<T> buffers{gate.mutable_data_ptr<T>(), output<T>(transposed), output<T>(partial_weights),
                                 output<double>(partial_norms)};
     at::parallel_for(0, shape.groups, 1, [&](int64_t begin, int64_t end) { k.pack(params.in, buffers, begin, end); });
-    at::parallel_for(0, plan_cpu(params.in).tasks, 1,
+    at::parallel_for(0, plan_cpu(params.in, true).tasks, 1,
                      [&](int64_t begin, int64_t end) { k.backward(params, buffers, begin, end); });
     at::parallel_for(0, shape.groups, 1, [&](int64_t begin, int64_t end) { k.reduce(params, buffers, begin, end); });
   }

@@ -1,3 +1,21 @@
 from typing import Any
 
 def build_info() -> dict[str, Any]: ...
+def plan(
+    *,
+    steps: int,
+    samples: int,
+    channels: int,
+    height: int,
+    width: int,
+    kernel: int,
+    groups: int,
+    norm_groups: int,
+    cuda: bool,
+    double_precision: bool,
+    spiking: bool,
+    backward: bool,
+    attached: bool,
+    capability: int,
+    shared_bytes_limit: int,
+) -> dict[str, Any]: ...

@@ -9,6 +9,7 @@ from . import reference  # type: ignore[attr-defined]  # python_ref/ in the chec
 # isort: on
 
 from ._build import build_info
+from ._plan import KernelPlan, kernel_plan
 from ._version import __version__
 from .backends import Backend, backend_names, register_backend
 from .config import STCConfig
@@ -20,6 +21,7 @@ from .surrogate import Surrogate
 __all__ = [
     "STCLIF",
     "Backend",
+    "KernelPlan",
     "STCConfig",
     "STCFunction",
     "Surrogate",
@@ -27,6 +29,7 @@ __all__ = [
     "backend_names",
     "build_info",
     "data",
+    "kernel_plan",
     "metrics",
     "models",
     "profiling",
