@@ -1,8 +1,9 @@
-// The Python module stc_cuda._C. Importing it registers the operators of ops.cpp; build_info() tells what was compiled,
-// plan() which kernel would run.
+// The Python module stc_cuda._C. Importing it registers the operators of ops.cpp and, in a build with CUDA, of
+// ops_cuda.cpp; build_info() tells what was compiled, plan() which kernel would run.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include <sstream>
 #include <string>
 
 #include "cpu/kernels.h"
@@ -38,8 +39,17 @@ py::dict build_info() {
 #else
       false;
 #endif
+  py::list architectures;
+#if defined(STC_CUDA_TOOLKIT)
+  info["cuda"] = STC_CUDA_TOOLKIT;
+  std::istringstream names(STC_CUDA_ARCHITECTURES);
+  for (std::string name; names >> name;) architectures.append(name);
+  info["cuda_skipped"] = py::none();
+#else
   info["cuda"] = py::none();
-  info["cuda_architectures"] = py::list();
+  info["cuda_skipped"] = STC_CUDA_SKIPPED;
+#endif
+  info["cuda_architectures"] = architectures;
   info["cpu_kernels"] = compiled;
   info["cpu_kernel"] = stc::cpu_capability().name;
   return info;

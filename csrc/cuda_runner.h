@@ -79,7 +79,7 @@ struct CudaRunner {
 
   static void check(int error, const Plan& p) {
     TORCH_CHECK(error == 0, "stc_cuda: a launch of the ", name(p.kernel),
-                " kernels failed: ", cuda::error_string(error));
+                " kernels failed: ", cuda::error_string(error), Context::advice(error));
   }
 };
 

@@ -8,7 +8,7 @@ from . import data, metrics, models, profiling
 from . import reference  # type: ignore[attr-defined]  # python_ref/ in the checkout
 # isort: on
 
-from ._build import build_info
+from ._build import build_info, warn_without_cuda
 from ._plan import KernelPlan, kernel_plan
 from ._version import __version__
 from .backends import Backend, backend_names, register_backend
@@ -17,6 +17,8 @@ from .function import STCFunction
 from .functional import stc_lif, unpack_spikes
 from .neurons import STCLIF
 from .surrogate import Surrogate
+
+warn_without_cuda()
 
 __all__ = [
     "STCLIF",

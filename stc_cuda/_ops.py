@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _extension as _extension  # loading it registers the operators
+from ._build import build_info  # loads the extension, which registers the operators
 from ._checks import state_dtype
 from .backends import Backend, register_backend
 
@@ -57,12 +57,13 @@ def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
     )
 
 
-register_backend(
-    Backend(
-        name="cpu",
-        forward=torch.ops.stc_cuda.stc_forward,
-        backward=torch.ops.stc_cuda.stc_backward,
-        device_types=frozenset({"cpu"}),
-        checks_spikes=True,
+for _device in ("cpu", "cuda") if build_info()["cuda"] else ("cpu",):
+    register_backend(
+        Backend(
+            name=_device,
+            forward=torch.ops.stc_cuda.stc_forward,
+            backward=torch.ops.stc_cuda.stc_backward,
+            device_types=frozenset({_device}),
+            checks_spikes=_device == "cpu",
+        )
     )
-)

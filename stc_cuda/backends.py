@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ._build import build_info
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -62,9 +64,12 @@ def select_backend(name: str, device: torch.device) -> Backend:
     chosen = _AUTO.get(device.type, device.type) if name == "auto" else name
     if chosen not in _BACKENDS:
         if name == "auto" or name in _AUTO:
+            skipped = build_info()["cuda_skipped"] if chosen == "cuda" else None
+            because = f" ({skipped}; see Install in the README)" if skipped else ""
             raise NotImplementedError(
                 f"backend: {name!r} was asked for tensors on {device}, and this build of stc_cuda has no kernels for "
-                f"{chosen!r}; move the tensors to the CPU, or pass backend='reference' for the slow PyTorch path"
+                f"{chosen!r}{because}; move the tensors to the CPU, or pass backend='reference' for the slow PyTorch "
+                "path"
             )
         raise ValueError(f"backend: got {name!r}, expected one of {', '.join(map(repr, backend_names()))}")
     backend = _BACKENDS[chosen]

@@ -53,6 +53,7 @@ class EmulatedContext {
     add(static_cast<uint8_t*>(buffer.mutable_data_ptr()), buffer.numel(), "workspace", EMU_OUTPUT);
   }
   cuda::Stream stream() const { return nullptr; }
+  static const char* advice(int) { return ""; }
 
  private:
   static int64_t state(const Shape& s) { return s.samples * s.channels * s.height * s.width; }
