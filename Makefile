@@ -12,7 +12,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 export PATH := $(BIN):$(PATH)
 
 WITH_TORCH := $(VENV)/.with-$(subst /,_,$(TORCH))
-PACKAGE := setup.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
+# Another wish for the CUDA kernels compiles again, as another torch does.
+CUDA_WISH := $(shell echo '$(TORCH_CUDA_ARCH_LIST) $(STC_CUDA_FORCE_CUDA) $(STC_CUDA_FORCE_CPU)' | tr -c 'a-zA-Z0-9.+\n' _)
+WITH_CUDA := $(VENV)/.cuda-$(CUDA_WISH)
+PACKAGE := setup.py build_cuda.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
 CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test lint ctest bench format clean
@@ -62,12 +65,16 @@ $(WITH_TORCH):
 	@rm -f $(VENV)/.with-*
 	@touch '$@'
 
-$(VENV)/.for-demo: $(WITH_TORCH) $(PACKAGE)
+$(WITH_CUDA): $(WITH_TORCH)
+	@rm -f $(VENV)/.cuda-*
+	@touch '$@'
+
+$(VENV)/.for-demo: $(WITH_CUDA) $(PACKAGE)
 	@echo 'Compiling stc_cuda into $(VENV)'
 	@$(PIP) install --no-build-isolation -e '.[demo]'
 	@touch $@
 
-$(VENV)/.for-test: $(WITH_TORCH) $(PACKAGE)
+$(VENV)/.for-test: $(WITH_CUDA) $(PACKAGE)
 	@echo 'Compiling stc_cuda into $(VENV), with the tools for its tests'
 	@$(PIP) install --no-build-isolation -e '.[demo,test,dev]'
 	@touch $(VENV)/.for-demo $@

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORCE_CUDA, FORCE_CPU = "STC_CUDA_FORCE_CUDA", "STC_CUDA_FORCE_CPU"
+GIB_PER_COMPILER = 2  # what one source that includes torch's headers takes at most; nvcc takes half a GiB
 USUAL_HOME = Path("/usr/local/cuda")
 DEFAULT_CAPABILITIES = ("8.0", "9.0", "10.0", "12.0")
 # The names that torch's own extensions take in TORCH_CUDA_ARCH_LIST.
@@ -167,14 +168,14 @@ def nvcc_environment(environ: Mapping[str, str], jobs: int, sources: int, archit
     return {"NVCC_APPEND_FLAGS": f"{environ.get('NVCC_APPEND_FLAGS', '')} --threads={threads}".strip()}
 
 
-def parallel_jobs(gib_per_compiler: int) -> int:
+def parallel_jobs() -> int:
     """As many compilers at once as there are cores and as fit into the memory that is free now, one at least."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gib_free = [cores * gib_per_compiler]
+    gib_free = [cores * GIB_PER_COMPILER]
     for path, pattern, unit in (
         ("/proc/meminfo", r"MemAvailable:\s*(\d+) kB", 2**20),
         ("/sys/fs/cgroup/memory.max", r"(\d+)", 2**30),
     ):
         if os.path.exists(path) and (found := re.search(pattern, Path(path).read_text())):
             gib_free.append(int(found[1]) // unit)
-    return max(1, min(gib_free) // gib_per_compiler)
+    return max(1, min(gib_free) // GIB_PER_COMPILER)

@@ -72,7 +72,7 @@ else:
     link_args = ["-fopenmp"] if sys.platform == "linux" else []
     compile_args = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", *link_args]
 
-os.environ.setdefault("MAX_JOBS", str(build_cuda.parallel_jobs(gib_per_compiler=4 if architectures else 2)))
+os.environ.setdefault("MAX_JOBS", str(build_cuda.parallel_jobs()))
 # So that ninja is found, too, when this environment's Python is called by its path instead of being activated.
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
 
@@ -92,8 +92,7 @@ setup(
     ext_modules=[
         cpp_extension.CppExtension(
             "stc_cuda._C",
-            # Those that take longest come first.
-            [*(sources["cuda"] if architectures else []), *sources["core"], *sources["torch"]],
+            sources["core"] + sources["torch"] + (sources["cuda"] if architectures else []),
             include_dirs=["csrc", *([str(toolkit.home / "include")] if architectures else [])],
             library_dirs=[str(toolkit.library_dir)] if architectures else [],
             libraries=["c10_cuda", "cudart"] if architectures else [],
