@@ -6,17 +6,18 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 
+from stc_cuda import KernelPlan
+
 from .kernels import (
     ARCHITECTURES,
     ROOT,
     Kernel,
     Layer,
     Object,
-    Plan,
     ToolError,
     compile_all,
     nvcc_version,
-    planner,
+    plan,
 )
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
@@ -53,14 +54,14 @@ def describe(kernel: Kernel) -> str:
     return f"{kernel.name}<{', '.join(f'{name}={value}' for name, value in kernel.parameters.items())}>"
 
 
-def flags(plan: Plan, attached: bool) -> dict[str, bool]:
+def flags(planned: KernelPlan, attached: bool) -> dict[str, bool]:
     """The boolean template parameters that the launch code takes from the plan or from the call, by name."""
-    return {"Roomy": plan.resident_weights, "Attached": attached}
+    return {"ResidentWeights": planned.resident_weights, "Attached": attached}
 
 
-def launched(kernel: Kernel, plan: Plan, attached: bool) -> bool:
+def launched(kernel: Kernel, planned: KernelPlan, attached: bool) -> bool:
     """Whether this instance is the one that a launch with these flags takes."""
-    known = flags(plan, attached)
+    known = flags(planned, attached)
     for name, argument in kernel.parameters.items():
         if argument in ("true", "false"):
             if name not in known:
@@ -70,14 +71,14 @@ def launched(kernel: Kernel, plan: Plan, attached: bool) -> bool:
     return True
 
 
-def launches(kernel: Kernel, layer: Layer) -> Iterator[Plan]:
+def launches(kernel: Kernel, layer: Layer) -> Iterator[KernelPlan]:
     """The plans under which this layer launches this instance of a persistent kernel."""
     backward = kernel.name == "persistent_backward"
     for attached in (False, True) if backward else (False,):
-        plan = planner()(layer, kernel.arch, backward, attached)
-        sizes = (layer.in_group, layer.kernel, plan.runs)
-        if plan.persistent and kernel.numbers[:3] == sizes and launched(kernel, plan, attached):
-            yield plan
+        planned = plan(layer, kernel.arch, backward, attached)
+        sizes = (layer.in_group, layer.kernel, planned.runs_per_warp)
+        if planned.kernel == "persistent" and kernel.numbers[:3] == sizes and launched(kernel, planned, attached):
+            yield planned
 
 
 def _rows(objects: list[Object], layer: Layer) -> list[str]:
@@ -88,7 +89,7 @@ def _rows(objects: list[Object], layer: Layer) -> list[str]:
                 if kernel.name != name:
                     continue
                 if name in PERSISTENT:
-                    sizes = [(plan.warps * 32, plan.dynamic_shared) for plan in launches(kernel, layer)]
+                    sizes = [(planned.warps * 32, planned.shared_memory) for planned in launches(kernel, layer)]
                 elif kernel.numbers[:2] == (layer.in_group, layer.kernel):
                     sizes = [(compiled.largest_blocks[kernel.symbol], 0)]
                 else:

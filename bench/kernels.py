@@ -6,7 +6,6 @@ compiler or the command change.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import functools
 import hashlib
@@ -18,11 +17,13 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from stc_cuda import KernelPlan, kernel_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
@@ -323,35 +324,6 @@ def _compile_task(task: tuple[Path, int], wait: bool) -> Object | None:
 
 # ---- what plan() asks for ----------------------------------------------------------------------------------------
 
-_SHIM = """
-#include "plan.h"
-extern "C" void stc_plan(const int64_t* in, int64_t* out) {
-  stc::Request request;
-  request.device = stc::Device::kCuda;
-  request.backward = in[5];
-  request.attached = in[6];
-  request.capability = int(in[7]);
-  request.shared_bytes_limit = in[8];
-  const stc::Plan p = stc::plan({1, 1, in[0], in[2], in[3], in[4], in[1], in[1]}, request);
-  out[0] = p.kernel == stc::KernelKind::kPersistent;
-  out[1] = p.runs_per_warp;
-  out[2] = p.warps;
-  out[3] = p.resident_weights;
-  out[4] = p.dynamic_bytes;
-}
-"""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What csrc/plan.h's struct of this name says about the persistent kernels."""
-
-    persistent: bool
-    runs: int
-    warps: int
-    resident_weights: bool
-    dynamic_shared: int
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -372,24 +344,15 @@ class Layer:
         return f"{shape}, K={self.kernel}"
 
 
-@functools.cache
-def planner() -> Callable[[Layer, int, bool, bool], Plan]:
-    """plan(layer, arch, backward, attached), compiled from csrc/plan.cpp."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CXX", "c++")
-    path = BUILD / f"plan-{_digest([CSRC / 'plan.cpp', *headers()], _SHIM, compiler)}.so"
-    if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}.part")
-        command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-I", str(CSRC), "-o", str(part)]
-        _output([*command, str(CSRC / "plan.cpp"), "-x", "c++", "-"], _SHIM)
-        part.replace(path)
-    function = ctypes.CDLL(str(path)).stc_plan
-
-    def plan(layer: Layer, arch: int, backward: bool, attached: bool) -> Plan:
-        shape = (layer.channels, layer.groups, layer.height, layer.width, layer.kernel)
-        limit = ARCHITECTURES[arch].shared_block * 1024
-        out = (ctypes.c_int64 * 5)()
-        function((ctypes.c_int64 * 9)(*shape, backward, attached, arch, limit), out)
-        return Plan(bool(out[0]), out[1], out[2], bool(out[3]), out[4])
-
-    return plan
+def plan(layer: Layer, arch: int, backward: bool, attached: bool) -> KernelPlan:
+    """What :func:`stc_cuda.kernel_plan` gives a layer on a GPU of this architecture."""
+    return kernel_plan(
+        (1, 1, layer.channels, layer.height, layer.width),
+        layer.kernel,
+        layer.groups,
+        backward=backward,
+        gradient_detach=not attached,
+        device="cuda",
+        capability=divmod(arch, 10),
+        shared_memory=ARCHITECTURES[arch].shared_block * 1024,
+    )

@@ -75,7 +75,10 @@ py::dict plan(int64_t steps, int64_t samples, int64_t channels, int64_t height, 
   answer["tasks"] = p.tasks;
   answer["warps"] = p.warps;
   answer["shared_memory"] = p.dynamic_bytes;
+  answer["runs_per_warp"] = p.runs_per_warp;
   answer["resident_weights"] = p.resident_weights;
+  answer["cached_current"] = p.cached_current;
+  answer["cached_u"] = p.cached_u;
   return answer;
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ._checks import STATE_DTYPES
+from ._checks import DTYPES
 from ._extension import extension
 
 # Shared memory that a block may have, in KiB, by compute capability: CUDA C++ Programming Guide, table "Technical
@@ -39,7 +39,10 @@ class KernelPlan:
         tasks: samples x units, which run side by side.
         warps: of a thread block (persistent kernels; else 0).
         shared_memory: dynamic shared memory of a thread block in bytes (persistent kernels; else 0).
+        runs_per_warp: sixteen pixels each, of all channels of the unit (persistent kernels; else 0).
         resident_weights: whether the weights of the gates stay in shared memory (persistent forward).
+        cached_current: whether the current is fetched into shared memory (persistent kernels).
+        cached_u: whether u of the step before stays in shared memory (persistent backward).
     """
 
     kernel: str
@@ -49,7 +52,10 @@ class KernelPlan:
     tasks: int
     warps: int
     shared_memory: int
+    runs_per_warp: int
     resident_weights: bool
+    cached_current: bool
+    cached_u: bool
 
 
 def kernel_plan(
@@ -73,7 +79,7 @@ def kernel_plan(
         kernel_size: of both gate convolutions, odd.
         groups: of the gate convolutions.
         norm_groups: of the norms; ``None`` = ``groups``.
-        dtype: ``torch.float32`` or ``torch.float64``.
+        dtype: of the current.
         spiking: hard spikes (``True``) or soft ones.
         backward: the backward pass instead of the forward pass.
         gradient_detach: as for :func:`stc_cuda.stc_lif`.
@@ -82,10 +88,10 @@ def kernel_plan(
         shared_memory: bytes that one thread block may have; ``None`` = what GPUs of ``capability`` allow.
 
     The same choice is logged, once a process, when a call makes it: ``logging.getLogger("stc_cuda")``, level INFO, or
-    WARNING where a float32 call with hard spikes has to take the general CUDA kernels.
+    WARNING where a call with hard spikes that is not float64 has to take the general CUDA kernels.
 
     Raises:
-        TypeError: ``dtype`` is none of the two.
+        TypeError: ``dtype`` is none that the kernels take.
         ValueError: an argument is out of its range.
     """
     shape = [int(size) for size in current_shape]
@@ -99,8 +105,8 @@ def kernel_plan(
     for name, count in (("groups", groups), ("norm_groups", norm_groups)):
         if count < 1 or shape[2] % count:
             raise ValueError(f"{name}: got {count}, expected a divisor of the {shape[2]} channels of current_shape")
-    if dtype not in STATE_DTYPES:
-        raise TypeError(f"dtype: got {dtype}, expected torch.float32 or torch.float64")
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype: got {dtype}, expected {' or '.join(map(str, DTYPES))}")
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
     major, minor = capability

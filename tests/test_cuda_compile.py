@@ -24,7 +24,7 @@ from bench.kernels import (
     find_cuobjdump,
     find_nvcc,
     nvcc_version,
-    planner,
+    plan,
     template_of,
 )
 
@@ -90,18 +90,19 @@ def test_planned_launches_fit_the_device(objects: list[Object], arch: int) -> No
             instances.setdefault(kernel.numbers[:3], []).append((kernel, compiled.largest_blocks[kernel.symbol]))
         for layer in plannable():
             for attached in (False, True):
-                plan = planner()(layer, arch, name == "persistent_backward", attached)
-                if not plan.persistent:
+                planned = plan(layer, arch, name == "persistent_backward", attached)
+                if planned.kernel != "persistent":
                     continue
-                threads = plan.warps * 32
-                same = instances.get((layer.in_group, layer.kernel, plan.runs), [])
+                threads = planned.warps * 32
+                same = instances.get((layer.in_group, layer.kernel, planned.runs_per_warp), [])
                 if not same:
-                    complaints.add(f"{name} for sm_{arch}: no instance has the {plan.runs} runs a warp of {layer}")
+                    runs = planned.runs_per_warp
+                    complaints.add(f"{name} for sm_{arch}: no instance has the {runs} runs a warp of {layer}")
                 for kernel, largest in same:
-                    used = kernel.static_shared + plan.dynamic_shared
+                    used = kernel.static_shared + planned.shared_memory
                     if used > limit:
                         complaints.add(f"{kernel}: {layer} takes {used} bytes of shared memory of {limit}")
-                    elif threads > largest or not kernel.blocks_per_sm(threads, plan.dynamic_shared):
+                    elif threads > largest or not kernel.blocks_per_sm(threads, planned.shared_memory):
                         complaints.add(f"{kernel}: {layer} launches {threads} threads, more than can be resident")
                     else:
                         fitting += 1
@@ -113,7 +114,7 @@ def test_planned_launches_fit_the_device(objects: list[Object], arch: int) -> No
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_layers_of_the_table_run_persistently(objects: list[Object], arch: int, layer: Layer) -> None:
     for name, directions in (("persistent_forward", 1), ("persistent_backward", 2)):
-        plans = {plan for kernel, _ in kernels(objects, arch, name) for plan in launches(kernel, layer)}
+        plans = {planned for kernel, _ in kernels(objects, arch, name) for planned in launches(kernel, layer)}
         assert len(plans) == directions, f"{name} for sm_{arch}, {layer}: only the plans {plans} have an instance"
 
 
