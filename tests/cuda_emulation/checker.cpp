@@ -64,7 +64,27 @@ class CheckerImpl final : public Checker {
     add(start, bytes, name, false, kind);
   }
   void add_shared(void* start, size_t bytes, const char* name) override { add(start, bytes, name, true, EMU_OUTPUT); }
+  void add_part(void* start, size_t bytes, const char* name) override {
+    const auto* first = static_cast<const char*>(start);
+    const auto above = regions_.upper_bound(first);
+    if (above != regions_.begin()) {
+      const Region& whole = *std::prev(above)->second;
+      // Not a part of the same name that a second carving of the same buffer gave already.
+      if (whole.contains(first) && whole.name != name) {
+        divided_[whole.start] = whole.end;
+        regions_.erase(std::prev(above));
+      }
+    }
+    add(start, bytes, name, false, EMU_OUTPUT);
+  }
   void remove_region(void* start) override {
+    const auto divided = divided_.find(static_cast<const char*>(start));
+    if (divided != divided_.end()) {
+      regions_.erase(regions_.lower_bound(divided->first), regions_.lower_bound(divided->second));
+      divided_.erase(divided);
+      recent_.fill(nullptr);
+      return;
+    }
     const auto it = regions_.find(static_cast<const char*>(start));
     if (it != regions_.end() && --it->second->registrations == 0) regions_.erase(it);
     recent_.fill(nullptr);
@@ -125,7 +145,8 @@ class CheckerImpl final : public Checker {
       if (text.size() > 1) text += ",\n ";
       text += "\"" + name + "\": {\"bytes\": " + std::to_string(t->bytes) + ", \"read\": " + std::to_string(t->read) +
               ", \"read_unique\": " + std::to_string(t->read_unique) + ", \"written\": " + std::to_string(t->written) +
-              ", \"written_unique\": " + std::to_string(t->written_unique) + "}";
+              ", \"written_unique\": " + std::to_string(t->written_unique) +
+              ", \"touched\": " + std::to_string(t->touched) + "}";
     }
     return text + "}";
   }
@@ -264,6 +285,7 @@ class CheckerImpl final : public Checker {
     constexpr uint8_t kBit = kWrites ? kWrittenBefore : kReadBefore;
     uint8_t& touched = region.touched(i);
     if (touched & kBit) return;
+    if (!touched) region.traffic->touched += region.granule();
     touched |= kBit;
     (kWrites ? region.traffic->written_unique : region.traffic->read_unique) += region.granule();
   }
@@ -333,6 +355,7 @@ class CheckerImpl final : public Checker {
   std::vector<Segment> constants_;
   std::map<const char*, std::unique_ptr<Region>> regions_;
   std::array<Region*, 1024> recent_{};
+  std::map<const char*, const char*> divided_;  // start and end of buffers whose parts are regions of their own
   std::map<std::string, std::unique_ptr<Traffic>> traffic_;
 
   Segment parameters_{};

@@ -19,6 +19,7 @@ struct RunningThread {
 class Checker {
  public:
   virtual void add_region(void* start, size_t bytes, const char* name, EmuRegionKind kind) = 0;
+  virtual void add_part(void* start, size_t bytes, const char* name) = 0;
   virtual void add_shared(void* start, size_t bytes, const char* name) = 0;
   virtual void remove_region(void* start) = 0;
 

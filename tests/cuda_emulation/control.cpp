@@ -40,6 +40,9 @@ void emu_set_mma_rounding(int rounding) { emu::config.mma_rounding = EmuMmaRound
 void emu_register(void* start, size_t bytes, const char* name, int kind) {
   if (emu::checker) emu::checker->add_region(start, bytes, name, EmuRegionKind(kind));
 }
+void emu_register_part(void* start, size_t bytes, const char* name) {
+  if (emu::checker) emu::checker->add_part(start, bytes, name);
+}
 void emu_unregister(void* start) {
   if (emu::checker) emu::checker->remove_region(start);
 }

@@ -44,6 +44,9 @@ enum EmuRegionKind {
 // reported, so register the whole storage of tensors that are views of one.
 void emu_register(void* start, size_t bytes, const char* name, int kind);
 void emu_unregister(void* start);
+// An array cut from a registered buffer: from now on the parts stand for the buffer, so that running from one into the
+// next is an error, and their traffic is counted apart. They go when the buffer is unregistered.
+void emu_register_part(void* start, size_t bytes, const char* name);
 
 // ---- what was found ----
 
@@ -67,8 +70,9 @@ void emu_enable_all_sites(void);
 
 // ---- traffic between the kernels and registered memory (checker only) ----
 
-// JSON: {"name": {"bytes": size, "read": total, "read_unique": bytes touched at least once, "written": ...,
-// "written_unique": ...}, ...}; regions of one name are summed, regions that are gone are kept.
+// JSON: {"name": {"bytes": size, "read": total, "read_unique": bytes read at least once, "written": ...,
+// "written_unique": ..., "touched": bytes read or written at least once}, ...}; regions of one name are summed, regions
+// that are gone are kept.
 const char* emu_traffic(void);
 void emu_reset_traffic(void);
 

@@ -34,9 +34,9 @@ struct Cell {
   Access reads[2];
 };
 
-// Bytes by kernels; `unique` counts each byte once.
+// Bytes by kernels; `unique` counts each byte once, `touched` the bytes that were read or written at all.
 struct Traffic {
-  uint64_t bytes = 0, read = 0, read_unique = 0, written = 0, written_unique = 0;
+  uint64_t bytes = 0, read = 0, read_unique = 0, written = 0, written_unique = 0, touched = 0;
 };
 
 // A registered buffer or a shared array. Its granules begin as wide as the first access (16 bytes at most) and are
