@@ -1,35 +1,41 @@
-"""The backend ``"cuda_emulated"``: the project's CUDA kernels on the CPU. Compiled when it is first used."""
+"""The backend ``"cuda_emulated"``: the project's CUDA kernels on the CPU. Compiled when it is first used.
+
+The operators torch.ops.stc_cuda_emulated.* have the schemas and the fake kernels of torch.ops.stc_cuda.*. They hand
+over to stc_cuda_emulated_kernels.*, which come into being when the library is loaded.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.cpp_extension import include_paths, library_paths
 
 import stc_cuda
+from stc_cuda import _ops
 
-from . import build
+from . import NAME, build
 from .control import Emulation
 
-ROOT = Path(__file__).resolve().parents[2]
+SOURCES = build.ROOT / "csrc"
 
 
-@functools.cache
-def load() -> Emulation:
-    """The emulated operators, in the mode named by STC_EMULATION_MODE (plain, asan or check; plain if unset)."""
-    mode = os.environ.get("STC_EMULATION_MODE", "plain")
-    path = build.build(
-        "stc_cuda_emulated",
-        kernels=sorted((ROOT / "csrc" / "cuda").glob("*.cu")),
+def compile_kernels(mode: str, sources: Path = SOURCES, name: str = "stc_cuda_emulated") -> Path:
+    """The library of all kernels in ``sources``, a csrc folder, and of the operators on them."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    return build.build(
+        name,
+        kernels=sorted((sources / "cuda").glob("*.cu")),
         mode=mode,
-        host=[ROOT / "csrc" / "plan.cpp", build.HERE / "operators.cpp"],
+        flags=["-iquote", str(sources), "-include", str(build.HERE / "workspace_parts.h")],
+        host=[SOURCES / "plan.cpp", build.HERE / "operators.cpp"],
         host_flags=[
             "-std=c++20",
-            f"-I{ROOT / 'csrc'}",
+            f"-I{SOURCES}",
             f"-I{build.HERE}",
             *(flag for folder in include_paths() for flag in ("-isystem", folder)),
         ],
@@ -38,21 +44,44 @@ def load() -> Emulation:
             *("-ltorch", "-ltorch_cpu", "-lc10"),
         ],
     )
+
+
+@functools.cache
+def load() -> Emulation:
+    """The emulated kernels, in the mode named by STC_EMULATION_MODE: plain, asan or check; check if unset.
+
+    STC_EMULATION_LIBRARY, if set, is the path of the library to load instead.
+    """
+    path = os.environ.get("STC_EMULATION_LIBRARY")
+    if not path:
+        path = str(compile_kernels(os.environ.get("STC_EMULATION_MODE", "check")))
     torch.ops.load_library(path)
     return Emulation(path)
 
 
-def _forward(*arguments: Any) -> Any:
-    load()
-    return torch.ops.stc_cuda_emulated.stc_forward(*arguments)
+def _loading(operator: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        load()
+        return getattr(torch.ops.stc_cuda_emulated_kernels, operator)(*arguments)
+
+    return run
 
 
-def _backward(*arguments: Any) -> Any:
-    load()
-    return torch.ops.stc_cuda_emulated.stc_backward(*arguments)
+@functools.cache
+def _define() -> torch.library.Library:
+    library = torch.library.Library("stc_cuda_emulated", "DEF")
+    for operator, fake in (("stc_forward", _ops._forward_fake), ("stc_backward", _ops._backward_fake)):
+        schema = str(getattr(torch.ops.stc_cuda, operator).default._schema)
+        library.define(schema.removeprefix("stc_cuda::"))
+        library.impl(operator, _loading(operator), "CPU")
+        torch.library.register_fake(f"stc_cuda_emulated::{operator}", fake, lib=library)
+    return library
 
 
 def register() -> None:
     """Makes ``backend="cuda_emulated"`` known to stc_cuda; compiles nothing."""
-    if "cuda_emulated" not in stc_cuda.backend_names():
-        stc_cuda.register_backend(stc_cuda.Backend("cuda_emulated", _forward, _backward, frozenset({"cpu"})))
+    _define()
+    if NAME not in stc_cuda.backend_names():
+        operators = torch.ops.stc_cuda_emulated
+        made = stc_cuda.Backend(NAME, operators.stc_forward, operators.stc_backward, frozenset({"cpu"}))
+        stc_cuda.register_backend(made)

@@ -19,6 +19,7 @@ import argparse
 import fcntl
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -73,6 +74,18 @@ def cuda_include() -> Path:
         if place and (Path(place) / "include" / "cuda_runtime.h").exists():
             return Path(place) / "include"
     raise BuildError("no CUDA headers: set CUDA_HOME to a toolkit whose include/ has cuda_runtime.h")
+
+
+def why_not() -> str | None:
+    """What this machine lacks for building anything; None if nothing."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"the emulation needs Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+    try:
+        cuda_include()
+        _compiler()
+    except BuildError as missing:
+        return str(missing)
+    return None
 
 
 def parallel_jobs() -> int:

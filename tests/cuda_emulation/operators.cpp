@@ -1,4 +1,4 @@
-// The operators stc_cuda_emulated::*, with the schemas of stc_cuda::*: the CUDA kernels under emulation on CPU tensors.
+// The operators stc_cuda_emulated_kernels::*, with the schemas of stc_cuda::*: the CUDA kernels on CPU tensors.
 // Every array that a kernel may touch is registered with the checker for the time of the call.
 #include <vector>
 
@@ -105,6 +105,8 @@ class EmulatedContext {
 }  // namespace
 }  // namespace stc
 
-TORCH_LIBRARY(stc_cuda_emulated, m) { stc::define_operators(m); }
+TORCH_LIBRARY(stc_cuda_emulated_kernels, m) { stc::define_operators(m); }
 
-TORCH_LIBRARY_IMPL(stc_cuda_emulated, CPU, m) { stc::implement_operators<stc::CudaRunner<stc::EmulatedContext>>(m); }
+TORCH_LIBRARY_IMPL(stc_cuda_emulated_kernels, CPU, m) {
+  stc::implement_operators<stc::CudaRunner<stc::EmulatedContext>>(m);
+}
