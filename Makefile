@@ -18,12 +18,13 @@ WITH_CUDA := $(VENV)/.cuda-$(CUDA_WISH)
 PACKAGE := setup.py build_cuda.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
 CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test lint ctest bench format clean
+.PHONY: help demo test lint ctest emulate bench format clean
 
 help:
 	@echo 'make demo    train a small video predictor on the CPU and draw what it predicts (demo_out/)'
 	@echo 'make test    lint, C++ tests, Python tests'
 	@echo 'make lint    ruff, mypy, clang-format'
+	@echo 'make emulate run the CUDA kernels on the CPU, no GPU needed: a part of make test'
 	@echo 'make bench   time the compiled kernels beside the reference'
 	@echo 'make format  apply ruff and clang-format'
 	@echo 'make clean   remove what was built, except the virtual environment'
@@ -47,6 +48,11 @@ ctest: $(VENV)/.for-test
 	@$(BIN)/cmake -S . -B build/cmake -G Ninja -DPython3_EXECUTABLE=$(BIN)/python $(CMAKE_ARGS) > /dev/null
 	@$(BIN)/cmake --build build/cmake -- --quiet
 	@$(BIN)/ctest --test-dir build/cmake --output-on-failure
+
+emulate: $(VENV)/.for-test
+	@cd tests && $(BIN)/python -c 'from cuda_emulation import backend; print(backend.load().mode, "mode built")'
+	@$(BIN)/python -m pytest -m emulated $(PYTEST_ARGS)
+	@cd tests && $(BIN)/python -m cuda_emulation.audit
 
 format: $(VENV)/.for-test
 	@$(BIN)/ruff check --fix-only .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from oracle import ALL_BACKENDS, KERNEL_BACKENDS, device_of
+from cuda_emulation import build
+from oracle import ALL_BACKENDS, EMULATED, KERNEL_BACKENDS
+
+NO_EMULATION = build.why_not()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,8 +30,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _params(names: list[str]) -> list[object]:
-    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    return [pytest.param(name, marks=no_gpu if device_of(name).type == "cuda" else ()) for name in names]
+    marks = {
+        "cuda": [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")],
+        EMULATED: [pytest.mark.emulated],
+    }
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not item.get_closest_marker("emulated"):
+        return
+    if NO_EMULATION:
+        pytest.skip(NO_EMULATION)
+    from cuda_emulation import backend
+    from cuda_emulation.control import Order
+
+    # Warps as far apart as the barriers let them get, in an order that is the test's own.
+    backend.load().set_order(Order.WARP_PRIORITIES, seed=zlib.crc32(item.nodeid.encode()))
 
 
 @pytest.fixture(params=_params(KERNEL_BACKENDS))

@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from cuda_emulation import NAME as EMULATED  # importing it registers the backend
 from torch import Tensor
 
 import stc_cuda
@@ -40,6 +41,9 @@ ULP = 2.0**-24
 KERNEL_BACKENDS = [name for name in stc_cuda.backend_names() if name not in ("auto", "reference")]
 ALL_BACKENDS = [*KERNEL_BACKENDS, "reference"]
 
+# Emulated kernels do some 1e7 multiplications a second. They are given the same tests, and of long ones a part.
+EMULATED_MULTIPLICATIONS = 2_000_000
+
 Tensors = dict[str, Tensor | None]
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -47,6 +51,11 @@ Function = Callable[..., tuple[Tensor, ...]]
 def device_of(backend: str) -> torch.device:
     """Where the tensors of a backend live."""
     return torch.device("cuda" if backend == "cuda" else "cpu")
+
+
+def affordable(case: Case, backend: str) -> bool:
+    """Whether a random configuration is small enough for the backend; emulation leaves out the largest third."""
+    return backend != EMULATED or case.multiplications <= EMULATED_MULTIPLICATIONS
 
 
 def kernel(backend: str) -> Function:

@@ -270,7 +270,8 @@ def test_threads_do_not_change_a_bit(backend: str, case: Case, dtype: torch.dtyp
     torch.set_num_threads(1)
     expected = run(kernel(backend), problem)
     assert size(expected.grads["temporal_weight"]) > 0
-    for count in (2, 3, 5, 5, 2):
+    # An emulated kernel has its own threads.
+    for count in (2,) if backend == oracle.EMULATED else (2, 3, 5, 5, 2):
         torch.set_num_threads(count)
         assert torch.get_num_threads() == count
         assert_equal(run(kernel(backend), problem), expected)
@@ -280,7 +281,7 @@ def test_threads_do_not_change_a_bit(backend: str, case: Case, dtype: torch.dtyp
 def test_repeated_runs_are_equal(backend: str, case: Case) -> None:
     problem = problem_on(backend, case, torch.float32)
     expected = run(kernel(backend), problem)
-    for _ in range(20):
+    for _ in range(3 if backend == oracle.EMULATED else 20):
         assert_equal(run(kernel(backend), problem), expected)
 
 
