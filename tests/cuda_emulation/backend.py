@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from .control import Emulation
 SOURCES = build.ROOT / "csrc"
 
 
-def compile_kernels(mode: str, sources: Path = SOURCES, name: str = "stc_cuda_emulated") -> Path:
-    """The library of all kernels in ``sources``, a csrc folder, and of the operators on them."""
+def compile_kernels(
+    mode: str, sources: Path = SOURCES, name: str = "stc_cuda_emulated", kernels: Sequence[Path] = ()
+) -> Path:
+    """The library of the operators on ``kernels``, by default all in ``sources``, a csrc folder."""
     from torch.utils.cpp_extension import include_paths, library_paths
 
     return build.build(
         name,
-        kernels=sorted((sources / "cuda").glob("*.cu")),
+        kernels=kernels or sorted((sources / "cuda").glob("*.cu")),
         mode=mode,
         flags=["-iquote", str(sources), "-include", str(build.HERE / "workspace_parts.h")],
         host=[SOURCES / "plan.cpp", build.HERE / "operators.cpp"],
