@@ -138,13 +138,16 @@ def build(
     ]
     jobs += [_Object(path, BUILD / "runtime", runtime_flags) for path in runtime]
     library = BUILD / mode / f"{name}.so"
-    with _lock(), ThreadPoolExecutor(parallel_jobs()) as pool:
-        changed = any(list(pool.map(_Object.bring_up_to_date, jobs)))
+    with ThreadPoolExecutor(parallel_jobs()) as pool:
+        list(pool.map(_Object.bring_up_to_date, jobs))
+    with _lock(library):
         link = [_compiler(), "-shared", "-Wl,-Bsymbolic,-z,defs", *(str(job.object) for job in jobs)]
         link += ["-fsanitize=address"] if mode == "asan" else []
         link += [*link_flags, "-ldl", "-lpthread"]
         stamp = library.with_suffix(".command")
-        if changed or not library.exists() or not stamp.exists() or stamp.read_text() != shlex.join(link):
+        made = library.stat().st_mtime_ns if library.exists() else 0
+        newer = any(job.object.stat().st_ctime_ns > made for job in jobs)
+        if newer or not stamp.exists() or stamp.read_text() != shlex.join(link):
             # To a new file: the old one may be loaded by somebody.
             fresh = library.with_suffix(".fresh")
             _run([*link, "-o", str(fresh)])
@@ -172,11 +175,12 @@ class _Object:
         files = self.dependencies.read_text().replace("\\\n", " ").split(":", 1)[1].split()
         return all(os.path.exists(file) and os.stat(file).st_mtime_ns <= made for file in files)
 
-    def bring_up_to_date(self) -> bool:
-        """Whether there was something to do."""
-        if self.is_current():
-            return False
-        self.object.parent.mkdir(parents=True, exist_ok=True)
+    def bring_up_to_date(self) -> None:
+        with _lock(self.object):
+            if not self.is_current():
+                self._compile()
+
+    def _compile(self) -> None:
         fresh = self.object.with_suffix(".fresh.o")
         started = time_ns()
         _run([*self.command, "-MMD", "-MF", str(self.dependencies), "-MT", "object", "-o", str(fresh)])
@@ -185,7 +189,6 @@ class _Object:
             _run(["objcopy", *renamed, str(fresh)])
         os.utime(fresh, ns=(started, started))  # so that a source saved meanwhile counts as newer
         fresh.replace(self.object)
-        return True
 
 
 def time_ns() -> int:
@@ -196,10 +199,10 @@ def time_ns() -> int:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
-    """One build at a time: workers of pytest-xdist ask for the same libraries."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / ".lock").open("w") as file:
+def _lock(product: Path) -> Iterator[None]:
+    """One maker of a file at a time: workers of pytest-xdist ask for the same libraries."""
+    product.parent.mkdir(parents=True, exist_ok=True)
+    with product.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
