@@ -20,6 +20,7 @@ from cuda_emulation import build
 from cuda_emulation.control import Emulation, Order
 from oracle import EMULATED as BACKEND
 from oracle import Case, make_problem
+from test_operators import CASES, operator_arguments
 from test_stc_parity import check_float32, listed
 
 pytestmark = [pytest.mark.emulated, pytest.mark.usefixtures("poison")]
@@ -150,6 +151,31 @@ def test_mode_is(mode: str, emulation: Emulation) -> None:
     if emulation.mode != mode:
         pytest.skip(f"the mode is {emulation.mode}")
     assert (mode == "check") == bool(emulation.traffic())
+
+
+@pytest.mark.parametrize(("first", "second"), [("cuda_emulation", "stc_cuda"), ("stc_cuda", "cuda_emulation")])
+def test_importing_the_emulation_registers_the_backend(first: str, second: str) -> None:
+    script = f"""
+import sys
+import {first}
+assert "{first}" == "stc_cuda" or "torch" not in sys.modules
+import {second}
+assert "{BACKEND}" in stc_cuda.backend_names()
+from cuda_emulation import backend
+assert backend.load.cache_info().currsize == 0
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_operators_are_those_of_the_extension() -> None:
+    forward, backward = operator_arguments(CASES[1], torch.float32, True, False, True)
+    for name, arguments in (("stc_forward", forward), ("stc_backward", backward)):
+        ours, theirs = (getattr(space, name).default for space in (torch.ops.stc_cuda_emulated, torch.ops.stc_cuda))
+        assert str(ours._schema) == str(theirs._schema).replace("stc_cuda::", "stc_cuda_emulated::")
+        torch.library.opcheck(ours, arguments)
 
 
 def test_paper_layer_in_both_detach_modes(emulation: Emulation) -> None:

@@ -26,7 +26,7 @@ SELFTEST = Path(cases.__file__).parent
 SOURCES = sorted(SELFTEST.glob("*.cu"))
 ARCHITECTURES = ("80", "90", "120")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux on x86-64")
+pytestmark = pytest.mark.emulated
 
 ALL = "plain asan check"
 
@@ -536,6 +536,22 @@ def test_registering_a_buffer_twice_and_overlapping_ones(checked: Emulated) -> N
     emulation.register(start + 16, 16, "half of v", Kind.INPUT)
     assert "registered 'half of v' in the place of 'v'" in emulation.report_text
     emulation.unregister(start + 16)
+
+
+def test_parts_of_a_buffer_are_watched_on_their_own(checked: Emulated) -> None:
+    emulation = checked.emulation
+    buffer = np.zeros(64, np.float32)
+    start = buffer.ctypes.data
+    for kind in (Kind.OUTPUT, Kind.INOUT):
+        emulation.register(start, 256, "whole", kind)
+        emulation.register_part(start, 64, "first part")
+        emulation.register_part(start + 128, 64, "second part")
+        emulation.register(start + 64, 64, "what lies between", Kind.INPUT)
+        assert emulation.report_count == 0
+        emulation.unregister(start)  # and with it all three, or the next round would find them in its place
+    emulation.register(start, 256, "another", Kind.INPUT)
+    assert emulation.report_count == 0
+    emulation.unregister(start)
 
 
 # ---- building ----------------------------------------------------------------------------------------------------

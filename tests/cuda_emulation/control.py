@@ -39,6 +39,7 @@ class Emulation:
             ("set_shared_limit", None, ctypes.c_size_t),
             ("set_mma_rounding", None, ctypes.c_int),
             ("register", None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int),
+            ("register_part", None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p),
             ("unregister", None, ctypes.c_void_p),
             ("mode", ctypes.c_char_p),
             ("report_count", ctypes.c_size_t),
@@ -74,6 +75,10 @@ class Emulation:
     def register(self, pointer: int, size: int, name: str, kind: Kind) -> None:
         """Tells the checker of ``size`` bytes that kernels may touch."""
         self.library.emu_register(pointer, size, name.encode(), kind)
+
+    def register_part(self, pointer: int, size: int, name: str) -> None:
+        """Has an array inside a registered buffer watched on its own, as long as the buffer is registered."""
+        self.library.emu_register_part(pointer, size, name.encode())
 
     def unregister(self, pointer: int) -> None:
         self.library.emu_unregister(pointer)
@@ -125,7 +130,7 @@ class Emulation:
             self.enable_all_sites()
 
     def traffic(self) -> dict[str, dict[str, int]]:
-        """By buffer: bytes (its size), read, read_unique, written, written_unique (each byte once)."""
+        """By buffer: bytes (its size), read, written, and each byte once: read_unique, written_unique, touched."""
         return json.loads(self.library.emu_traffic())
 
     def reset_traffic(self) -> None:
