@@ -68,8 +68,11 @@ FAULTS = [
     # Edges of the map.
     fault("halo off by one column", ("x(i) + row + kPad", "x(i) + row + kPad - 1")),
     fault("halo off by one row", ("(y(i) + kPad) * stride", "(y(i) + kPad - 1) * stride")),
-    fault("ragged pixels in the mean of the current", ("if (j < block.valid(i)) sum[0]", "if (true) sum[0]")),
-    fault("ragged pixels in the means of the gates", ("mean[0] += a;", "}{ mean[0] += a;")),
+    fault(
+        "ragged pixels in the statistics of the current",
+        ("if (j < block.valid(i)) {\n              const float d", "{\n              const float d"),
+    ),
+    fault("ragged pixels in the means of the gates", ("sums.mean[kTemporal] += a;", "}{ sums.mean[kTemporal] += a;")),
     fault("ragged pixels spread into z'", ("if (j >= block.valid(i)) continue;", "")),
     fault("general kernels: edge of the map", ("iy < 0 || iy >= s.height || ", ""), channels=3, mode="asan"),
     # Sums.
@@ -77,7 +80,10 @@ FAULTS = [
         "first warp missing in a sum",
         ("for (int w = 0; w < int(blockDim.x) / 32", "for (int w = 1; w < int(blockDim.x) / 32"),
     ),
-    fault("half of a warp missing in a sum", ("int distance = 16", "int distance = 8")),
+    fault("half of a warp missing in the statistics", ("merge_lanes(16)", "merge_lanes(8)")),
+    fault("last warp missing in the statistics", ("lane < int(blockDim.x / 32)", "lane < int(blockDim.x / 32) - 1")),
+    fault("spreads merged as if of equal size", ("__fdividef(other_count, total)", "0.5f")),
+    fault("distance of two means forgotten", ("other_squares[k] + difference * difference", "other_squares[k] + 0.f")),
     fault("two quads missing in a channel's sum", ("sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 2);", "")),
     fault("last part of the weight gradient missing", ("k < count; ++k) total", "k < count - 1; ++k) total")),
     fault(
@@ -101,7 +107,14 @@ FAULTS = [
     fault("sign of the gradient through the reset", ("Real{} - o.threshold", "Real{} + o.threshold")),
     fault("eps forgotten", ("+ float(p.in.eps)", "")),
     fault("upstream gradient of v_seq forgotten", ("if (p.grad_v_seq_out.data)", "if (false)")),
-    fault("s' of the step after forgotten", ("if (Attached && t <", "if (false && t <")),
+    fault(
+        "s' of the step after forgotten",
+        ("+= component_of(grad_s, j) * Cell::spike_slope", "+= 0.f * Cell::spike_slope"),
+    ),
+    # Copies of what is read more than once.
+    fault("current of the step before", ("current.fetch(t + 1)", "current.fetch(t)")),
+    fault("current fetched once in the backward pass", ("if (t > 0) current.fetch(t - 1);", "")),
+    fault("u of the step itself kept", ("before = load(p.u + unit(t - 1)", "before = load(p.u + unit(t)")),
     # Memory, which only AddressSanitizer sees in what torch allocates.
     fault(
         "general kernels: one thread too many",
@@ -163,9 +176,9 @@ def compile_fault(planted: Fault, folder: Path) -> Path:
 
     # One size, one run of 16 pixels a warp.
     size = 8 if planted.channels == 8 else 16
-    edit(f"Constant<{24 - size}>", f"Constant<{size}>", (".cu",))
+    edit(f"Constant<{24 - size}>", f"Constant<{size}>", (".h",))
     for number, only in ((3, 5), (2, 1), (4, 1)):
-        edit(f"Constant<{number}>", f"Constant<{only}>", (".cu",))
+        edit(f"Constant<{number}>", f"Constant<{only}>", (".h",))
     for old, new in planted.edits:
         edit(old, new, (".cu", ".cuh", ".h"))
 

@@ -16,7 +16,7 @@ struct BackwardWorkspace {
   float* partial_weights;
 };
 
-// Blocks a group of the weight gradient: enough for two on each of some 130 multiprocessors.
+// Blocks a group of the weight gradient: two for each of some 130 multiprocessors, which hold one at a time.
 int64_t weight_splits(const Shape& s) {
   return std::clamp<int64_t>(264 / s.groups, 1, std::max<int64_t>(1, s.steps * s.samples));
 }
