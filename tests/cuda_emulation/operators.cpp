@@ -1,5 +1,7 @@
 // The operators stc_cuda_emulated_kernels::*, with the schemas of stc_cuda::*: the CUDA kernels on CPU tensors.
 // Every array that a kernel may touch is registered with the checker for the time of the call.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+
 #include <vector>
 
 #include "cuda_runner.h"
@@ -109,4 +111,10 @@ TORCH_LIBRARY(stc_cuda_emulated_kernels, m) { stc::define_operators(m); }
 
 TORCH_LIBRARY_IMPL(stc_cuda_emulated_kernels, CPU, m) {
   stc::implement_operators<stc::CudaRunner<stc::EmulatedContext>>(m);
+}
+
+// As in csrc/ops.cpp.
+TORCH_LIBRARY_IMPL(stc_cuda_emulated, Autograd, m) {
+  m.impl("stc_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("stc_backward", torch::autograd::autogradNotImplementedFallback());
 }
