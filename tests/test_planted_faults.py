@@ -165,8 +165,8 @@ def compile_fault(planted: Fault, folder: Path) -> Path:
     shutil.copytree(CSRC, folder / "csrc")
     changed = set()
 
-    def edit(old: str, new: str, suffixes: tuple[str, ...]) -> None:
-        files = [f for f in sorted(CSRC.rglob("*")) if f.suffix in suffixes and f.parent.name in ("cuda", "csrc")]
+    def edit(old: str, new: str) -> None:
+        files = [f for f in (*CSRC.glob("*.h"), *(CSRC / "cuda").iterdir()) if f.is_file()]
         found = [f for f in files if old in f.read_text()]
         assert found, f"csrc/ has no {old!r} any more: write {planted.name!r} for what stands there now"
         for file in found:
@@ -176,11 +176,11 @@ def compile_fault(planted: Fault, folder: Path) -> Path:
 
     # One size, one run of 16 pixels a warp.
     size = 8 if planted.channels == 8 else 16
-    edit(f"Constant<{24 - size}>", f"Constant<{size}>", (".h",))
+    edit(f"Constant<{24 - size}>", f"Constant<{size}>")
     for number, only in ((3, 5), (2, 1), (4, 1)):
-        edit(f"Constant<{number}>", f"Constant<{only}>", (".h",))
+        edit(f"Constant<{number}>", f"Constant<{only}>")
     for old, new in planted.edits:
-        edit(old, new, (".cu", ".cuh", ".h"))
+        edit(old, new)
 
     sources = sorted((CSRC / "cuda").glob("*.cu"))
     kernels = [folder / s.relative_to(build.ROOT) if included(s, set()) & changed else s for s in sources]

@@ -12,9 +12,7 @@ NAME = "cuda_emulated"
 
 
 def _register() -> None:
-    from . import backend
-
-    backend.register()
+    from . import backend as backend  # at whose end it registers, also where it is being imported already
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -69,7 +69,6 @@ def _loading(operator: str) -> Callable[..., Any]:
     return run
 
 
-@functools.cache
 def _define() -> torch.library.Library:
     library = torch.library.Library("stc_cuda_emulated", "DEF")
     for operator, fake in (("stc_forward", _ops._forward_fake), ("stc_backward", _ops._backward_fake)):
@@ -80,10 +79,12 @@ def _define() -> torch.library.Library:
     return library
 
 
-def register() -> None:
-    """Makes ``backend="cuda_emulated"`` known to stc_cuda; compiles nothing."""
-    _define()
-    if NAME not in stc_cuda.backend_names():
-        operators = torch.ops.stc_cuda_emulated
-        made = stc_cuda.Backend(NAME, operators.stc_forward, operators.stc_backward, frozenset({"cpu"}))
-        stc_cuda.register_backend(made)
+_LIBRARY = _define()  # the operators live as long as it does
+stc_cuda.register_backend(
+    stc_cuda.Backend(
+        NAME,
+        forward=torch.ops.stc_cuda_emulated.stc_forward,
+        backward=torch.ops.stc_cuda_emulated.stc_backward,
+        device_types=frozenset({"cpu"}),
+    )
+)
