@@ -69,21 +69,23 @@ def rereads(rows: list[Row]) -> float:
 
 
 def _classify(name: str, size: int, neurons: int) -> tuple[str, str]:
-    """A readable name, and the kind. Arrays of the workspace have numbers only; two sizes give them away."""
+    """A readable name, and the kind. Arrays of the workspace have numbers only; their sizes give them away."""
     if name.startswith("workspace"):
-        known = {8 * neurons: "gradients of both gates", neurons // 8: "spike bits"}
+        gates = "gradients of the gates"  # together or each pathway by itself
+        known = {8 * neurons: gates, 4 * neurons: gates, neurons // 8: "spike bits"}
         return (known[size], "sequence") if size in known else (f"{name}, {size:,} bytes", "parameter")
     return name, "sequence" if name in SEQUENCES else "state" if name in STATES else "parameter"
 
 
 def _rows(case: oracle.Case) -> list[Row]:
-    rows = []
+    rows: dict[str, Row] = {}
     for name, t in load().traffic().items():
         if t["touched"]:
             label, kind = _classify(name, t["bytes"], case.neurons)
-            again = t["read"] + t["written"] - t["touched"]
-            rows.append(Row(label, kind, t["touched"] / case.neurons, again / case.neurons))
-    return sorted(rows, key=lambda row: (row.kind != "sequence", row.kind, -row.first))
+            row = rows.setdefault(label, Row(label, kind, 0.0, 0.0))
+            row.first += t["touched"] / case.neurons
+            row.again += (t["read"] + t["written"] - t["touched"]) / case.neurons
+    return sorted(rows.values(), key=lambda row: (row.kind != "sequence", row.kind, -row.first))
 
 
 def measure(case: oracle.Case = PAPER) -> Table:
