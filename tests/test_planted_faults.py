@@ -81,6 +81,7 @@ FAULTS = [
         ("for (int w = 0; w < int(blockDim.x) / 32", "for (int w = 1; w < int(blockDim.x) / 32"),
     ),
     fault("half of a warp missing in the statistics", ("merge_lanes(16)", "merge_lanes(8)")),
+    fault("general kernels: half of a warp missing", ("int distance = 16", "int distance = 8"), channels=3),
     fault("last warp missing in the statistics", ("lane < int(blockDim.x / 32)", "lane < int(blockDim.x / 32) - 1")),
     fault("spreads merged as if of equal size", ("__fdividef(other_count, total)", "0.5f")),
     fault("distance of two means forgotten", ("other_squares[k] + difference * difference", "other_squares[k] + 0.f")),

@@ -65,8 +65,9 @@ __global__ void gate_convolutions(StcInputs<T> in, const T* spikes, T* z) {
   const T* input = spikes + (plane - c + c / geo.in_group * geo.in_group) * geo.pixels;
   const int64_t weights = c * geo.in_group * s.kernel * s.kernel;
   const T *temporal = in.temporal_weight + weights, *spatial = in.spatial_weight + weights;
-  T a = 0, b = 0;
-  for (int64_t ci = 0; ci < geo.in_group; ++ci)
+  T total_a = 0, total_b = 0;
+  for (int64_t ci = 0; ci < geo.in_group; ++ci) {
+    T a = 0, b = 0;  // of this input alone: short sums round less than one running total
     for (int64_t ky = 0; ky < s.kernel; ++ky)
       for (int64_t kx = 0; kx < s.kernel; ++kx, ++temporal, ++spatial) {
         const int64_t iy = y + ky - pad, ix = x + kx - pad;
@@ -75,8 +76,11 @@ __global__ void gate_convolutions(StcInputs<T> in, const T* spikes, T* z) {
         a += *temporal * spike;
         b += *spatial * spike;
       }
-  z[i] = a;
-  z[geo.state + i] = b;
+    total_a += a;
+    total_b += b;
+  }
+  z[i] = total_a;
+  z[geo.state + i] = total_b;
 }
 
 // Sum over the block, the same in every thread; `scratch` has one element a warp. All threads of the block call it.
