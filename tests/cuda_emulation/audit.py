@@ -1,6 +1,6 @@
 """Bytes that the kernels move between themselves and device memory, per neuron and step, at the paper's size.
 
-    cd tests && python -m cuda_emulation.audit
+    cd tests && python -m cuda_emulation.audit [KB of shared memory a block, default 227]
 
 A byte's first touch, by reading or by writing, is counted apart from every later one. The lanes of a warp that read
 one address count as often as they are; caches do not exist here.
@@ -9,6 +9,7 @@ one address count as often as they are; caches do not exist here.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 
 import oracle
@@ -123,5 +124,7 @@ def lines(table: Table) -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        load().set_shared_limit(1024 * int(sys.argv[1]))
     print("Bytes per neuron and step, by buffer")
     print("\n".join(lines(measure())))
