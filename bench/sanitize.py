@@ -22,7 +22,9 @@ def run(
     """Forward and backward, with all outputs wanted and all inputs given."""
     generator = torch.Generator().manual_seed(0)
 
-    def normal(*shape: int) -> torch.Tensor:
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         # made on the CPU, so that the first kernel that touches an input is one of ours
         return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
 
@@ -31,7 +33,7 @@ def run(
     state = (samples, channels, height, width)
     norms = [(normal(channels), normal(channels)) for _ in range(3)]
     weights = [normal(channels, in_group, kernel, kernel) for _ in range(2)]
-    current, v = normal(steps, *state), normal(*state)
+    current, v = normal(steps, *state), normal(*state, dtype=state_dtype)
     spikes = (torch.rand(state, generator=generator) < 0.3).to(device, dtype).requires_grad_()
     outputs = stc_cuda.stc_lif(
         current,
@@ -45,7 +47,7 @@ def run(
         gradient_detach=detach,
         store_v_seq=True,
     )
-    upstream = [torch.randn(x.shape, generator=generator).to(device, dtype) for x in outputs]
+    upstream = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
     inputs = [current, *weights, v, spikes, *(x for norm in norms for x in norm)]
     for grad in torch.autograd.grad(outputs, inputs, upstream, allow_unused=True):
         if grad is not None and not bool(grad.cpu().isfinite().all()):
@@ -58,8 +60,10 @@ def main() -> None:
     for shape, detach in itertools.product(SHAPES, (False, True)):
         run(*shape, torch.float32, detach)
     run(5, 3, 6, 7, torch.float64, False)
+    for shape, dtype in itertools.product(SHAPES[:2], (torch.float16, torch.bfloat16)):
+        run(*shape, dtype, False)
     torch.cuda.synchronize()
-    print(f"ran {2 * len(SHAPES) + 1} shapes")
+    print(f"ran {2 * len(SHAPES) + 5} calls, forward and backward")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 from oracle import OUTPUTS, Case, Function, Outcome, Problem, eager, error, kernel, make_problem, run, size
+from test_low_precision import rounded
 
 import stc_cuda
 from stc_cuda.backends import select_backend
@@ -27,6 +28,8 @@ CASES = {
         torch.float32,
     ),
     "persistent, ragged map": (Case(seed=953, in_group=16, height=9, width=21, kernel=5), torch.float32),
+    "persistent, float16": (Case(seed=956, in_group=16, height=8, width=16, kernel=5), torch.float16),
+    "persistent, bfloat16, ragged map": (Case(seed=957, in_group=8, height=7, width=11), torch.bfloat16),
     "general, float32": (Case(seed=954, in_group=5, height=11, width=6, norm_groups=1), torch.float32),
     "general, float64": (Case(seed=955, steps=4, in_group=3, height=8, width=8), torch.float64),
 }
@@ -34,7 +37,11 @@ every_kernel = pytest.mark.parametrize(("case", "dtype"), CASES.values(), ids=CA
 
 
 def problem_of(case: Case, dtype: torch.dtype) -> Problem:
-    return make_problem(case, dtype).to(device=oracle.device_of(BACKEND))
+    if dtype.itemsize < 4:
+        problem = rounded(make_problem(case, torch.float32), dtype, parameters=torch.float32)
+    else:
+        problem = make_problem(case, dtype)
+    return problem.to(device=oracle.device_of(BACKEND))
 
 
 def same(found: Outcome, expected: Outcome) -> bool:
@@ -179,7 +186,7 @@ def test_rollout_of_single_steps(case: Case, dtype: torch.dtype) -> None:
     problem = problem_of(case, dtype)
     expected, found = run(kernel(BACKEND), problem), run(stepwise(kernel(BACKEND)), problem)
     assert all(torch.equal(found.outputs[name], expected.outputs[name]) for name in OUTPUTS)
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     for name, x in expected.grads.items():
         assert error(found.grads[name], x) <= tolerance * size(x), name
 
