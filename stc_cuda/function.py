@@ -64,7 +64,7 @@ def check_initial_spikes(spikes: object, config: object) -> None:
         check_binary(spikes, config.spiking)
 
 
-class Recurrence(torch.autograd.Function):
+class STCRecurrence(torch.autograd.Function):
     """:class:`STCFunction` for callers whose initial spikes are known to be 0 or 1 (or soft)."""
 
     @staticmethod
@@ -111,7 +111,7 @@ class Recurrence(torch.autograd.Function):
         return (*(grad if need else None for grad, need in zip(input_grads, needed, strict=False)), None)
 
 
-class STCFunction(Recurrence):
+class STCFunction(STCRecurrence):
     """The STC-LIF recurrence over a whole sequence as one differentiable call.
 
     ``STCFunction.apply(current, temporal_weight, spatial_weight, v, spikes, current_norm_weight, current_norm_bias,

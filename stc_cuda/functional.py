@@ -9,7 +9,7 @@ from . import _reference
 from ._bits import unpack_spikes
 from ._checks import Pair, check_call, check_norm_pair
 from .config import STCConfig
-from .function import Recurrence, check_initial_spikes, run_forward
+from .function import STCRecurrence, check_initial_spikes, run_forward
 
 __all__ = ["stc_lif", "unpack_spikes"]
 
@@ -132,6 +132,6 @@ def run_stc(
         return _reference.call(inputs, config)
     wants_grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
     if wants_grad:
-        return Recurrence.apply(*inputs, config)
+        return STCRecurrence.apply(*inputs, config)
     spike_seq, v_last, v_seq, _, _ = run_forward(inputs, config, save_for_backward=False)
     return (spike_seq, v_last, v_seq) if config.store_v_seq else (spike_seq, v_last)
