@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     };
     // Calls use(j, xhat of the three norms, gradients of the cell) for the four neurons of (run i, m tile m).
     const auto visit = [&](int i, int m, auto use) {
-      __syncwarp();
+      block.forget();
       const float4 before = load_before(i, m);
       const int c = m * 8 + block.row;
       const float4 input = current(t, i, m), gu = grad_u[block.slot(i, m)];
