@@ -28,6 +28,8 @@ CASES = {
         torch.float32,
     ),
     "persistent, ragged map": (Case(seed=953, in_group=16, height=9, width=21, kernel=5), torch.float32),
+    # Static and dynamic shared memory together above the 48 KB that a launch gets unasked, neither alone.
+    "persistent, 14x14": (Case(seed=958, in_group=16, height=14, width=14, kernel=3), torch.float32),
     "persistent, float16": (Case(seed=956, in_group=16, height=8, width=16, kernel=5), torch.float16),
     "persistent, bfloat16, ragged map": (Case(seed=957, in_group=8, height=7, width=11), torch.bfloat16),
     "general, float32": (Case(seed=954, in_group=5, height=11, width=6, norm_groups=1), torch.float32),

@@ -53,16 +53,33 @@ class SharedCarver {
   unsigned char* next_;
 };
 
+// The most shared memory, static and dynamic, that one block may have on the current device.
+inline cudaError_t shared_memory_per_block(int* bytes) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Without asking, static and dynamic shared memory together are held to 48 KB. What is asked for is always the same,
+// all that the device gives beside the static part, so that threads which launch the same kernel do not undo each
+// other's.
+inline cudaError_t allow_all_shared_memory(const void* kernel) {
+  int bytes = 0;
+  cudaFuncAttributes attributes;
+  cudaError_t error = shared_memory_per_block(&bytes);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              bytes - static_cast<int>(attributes.sharedSizeBytes));
+}
+
 // Starts kernel(args...) on the stream, with as much dynamic shared memory as it asks for.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
                    cudaStream_t stream, Arguments&&... arguments) {
-  constexpr size_t kWithoutAsking = 48 * 1024;
   cudaError_t error = cudaSuccess;
-  if (dynamic_shared_bytes > kWithoutAsking) {
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(dynamic_shared_bytes));
-  }
+  if (dynamic_shared_bytes > 0) error = allow_all_shared_memory(reinterpret_cast<const void*>(kernel));
   if (error == cudaSuccess) {
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
@@ -77,14 +94,6 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 }
 
 inline const char* error_text(cudaError_t error) { return cudaGetErrorString(error); }
-
-// The most shared memory, static and dynamic, that one block may have on the current device.
-inline cudaError_t shared_memory_per_block(int* bytes) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-}
 
 }  // namespace gpu
 
