@@ -68,6 +68,7 @@ struct CudaRunner {
     request.device = Device::kCuda;
     const int error = cuda::device_limits(&request.capability, &request.shared_bytes_limit);
     TORCH_CHECK(error == 0, "stc_cuda: cannot ask the device for its limits: ", cuda::error_string(error));
+    request.capability = Context::code_capability(request.capability);
     return plan(shape, request);
   }
 

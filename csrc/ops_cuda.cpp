@@ -18,12 +18,15 @@ class CudaContext {
   CudaContext(const Params&, const Tensor& current)
       : guard_(current.device()), stream_(c10::cuda::getCurrentCUDAStream()) {
     const int capability = device_capability();
-    TORCH_CHECK(capability == 0 || any_runs_on(STC_CUDA_ARCHITECTURES, capability),
-                how_to_compile_for(STC_CUDA_ARCHITECTURES, capability));
+    TORCH_CHECK(capability == 0 || code_capability(capability), how_to_compile_for(STC_CUDA_ARCHITECTURES, capability));
   }
 
   void workspace(const Tensor&) const {}
   cuda::Stream stream() const { return stream_.stream(); }
+
+  // What the code was compiled for that runs on a GPU of this capability: PTX of an older one has no persistent
+  // kernels.
+  static int code_capability(int capability) { return code_for(STC_CUDA_ARCHITECTURES, capability); }
 
   // What to add to the text of an error of a launch.
   static std::string advice(int error) {

@@ -32,11 +32,15 @@ void test_suffixes() {
 }
 
 void test_lists() {
-  CHECK(stc::any_runs_on("sm_80 sm_90 compute_120", 86));
-  CHECK(stc::any_runs_on("sm_80 sm_90 compute_120", 121));
-  CHECK(!stc::any_runs_on("sm_80 sm_90 compute_120", 75));
-  CHECK(!stc::any_runs_on("sm_80 sm_90 compute_120", 100));
-  CHECK(!stc::any_runs_on("", 90));
+  CHECK(stc::code_for("sm_80 sm_90 compute_120", 86) == 80);
+  CHECK(stc::code_for("sm_80 sm_90 compute_120", 121) == 120);
+  CHECK(stc::code_for("sm_80 sm_90 compute_120", 75) == 0);
+  CHECK(stc::code_for("sm_80 sm_90 compute_120", 100) == 0);
+  CHECK(stc::code_for("", 90) == 0);
+  CHECK(stc::code_for("sm_80 sm_86 compute_75", 89) == 86);
+  // Code of an older GPU lacks what the newer one has.
+  CHECK(stc::code_for("sm_75 compute_75", 86) == 75);
+  CHECK(stc::code_for("compute_75 compute_80", 90) == 80);
 }
 
 void test_the_advice_names_the_gpu_the_build_and_the_remedy() {

@@ -54,6 +54,7 @@ class EmulatedContext {
   void workspace(const Tensor& buffer) const {
     add(static_cast<uint8_t*>(buffer.mutable_data_ptr()), buffer.numel(), "workspace", EMU_OUTPUT);
   }
+  static int code_capability(int capability) { return capability; }
   cuda::Stream stream() const { return nullptr; }
   static const char* advice(int) { return ""; }
 
