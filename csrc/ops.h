@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
@@ -290,6 +291,8 @@ struct Operators {
     const OptionalTensor kernel_spikes = stored(spikes), kernel_grad_spikes = stored(grad_spikes);
     const Tensors x{kernel_current, temporal_weight,   spatial_weight, v,
                     kernel_spikes,  given.norm_weight, given.norm_bias};
+    // Kernels read contiguous arrays in fours; hooks on saved tensors may return them anywhere.
+    const Tensor aligned_u = reinterpret_cast<uintptr_t>(u.const_data_ptr()) % 16 ? u.clone() : u;
     const auto real = current.options().dtype(state_type(current));
     const std::array<int64_t, 1> nothing{0};
     const bool wants_grad_spikes = spikes && !gradient_detach;
@@ -297,8 +300,10 @@ struct Operators {
     Tensor grad_temporal_weight = at::empty(temporal_weight.sizes(), real);
     Tensor grad_spatial_weight = at::empty(spatial_weight.sizes(), real);
     Tensor grad_v_before = at::empty(state, real);
-    Tensor grad_spikes_before =
-        at::empty(wants_grad_spikes ? state : at::IntArrayRef(nothing), stored.options(current));
+    // The kernels write it in the first step, which an empty sequence has not.
+    const auto before_sizes = wants_grad_spikes ? state : at::IntArrayRef(nothing);
+    Tensor grad_spikes_before = shape.steps ? at::empty(before_sizes, stored.options(current))
+                                            : at::zeros(before_sizes, stored.options(current));
     std::array<Tensor, kNorms> norm_weight, norm_bias;
     for (int i = 0; i < kNorms; ++i) {
       const int64_t size = x.norm_weight[i]->has_value() ? shape.channels : 0;
@@ -312,7 +317,7 @@ struct Operators {
       StcBackward<T> params{};
       params.in = inputs<T>(x, parameters, shape, o);
       params.gradient_detach = gradient_detach;
-      params.u = pointer<T>(u);
+      params.u = pointer<T>(aligned_u);
       params.norm_stats = pointer<double>(norm_stats);
       params.grad_spikes_out = strided<T>(kernel_grad_spikes);
       params.grad_v_out = strided<T>(grad_v);

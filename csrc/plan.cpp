@@ -43,7 +43,7 @@ void size_persistent(const Shape& s, const Request& r, Plan& p) {
     // the sums of the warps and, for the transposed convolutions, z' of four channels as three bf16 numbers share one
     // place
     const int64_t sums = kMaxWarps * in_group * 6 * 4;
-    const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + kRunPixels;
+    const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + (s.width % kRunPixels ? kRunPixels : 0);
     p.dynamic_bytes += std::max(sums, r.attached ? ceil_div(3 * area * 4 * 2, 16) * 16 : 0);
     p.cached_u = take_if_it_fits(neurons);
   } else {

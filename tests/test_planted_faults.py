@@ -84,7 +84,7 @@ FAULTS = [
     fault("general kernels: half of a warp missing", ("int distance = 16", "int distance = 8"), channels=3),
     fault("last warp missing in the statistics", ("lane < int(blockDim.x / 32)", "lane < int(blockDim.x / 32) - 1")),
     fault("spreads merged as if of equal size", ("__fdividef(other_count, total)", "0.5f")),
-    fault("distance of two means forgotten", ("other_squares[k] + difference * difference", "other_squares[k] + 0.f")),
+    fault("distance of two means forgotten", ("+ difference * difference * share * (1.f - share)", "")),
     fault("two quads missing in a channel's sum", ("sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 2);", "")),
     fault("last part of the weight gradient missing", ("k < count; ++k) total", "k < count - 1; ++k) total")),
     fault(

@@ -11,7 +11,7 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
-from oracle import INPUTS, OUTPUTS, Case, Outcome, Problem, error, kernel, make_problem, run, size
+from oracle import INPUTS, OUTPUTS, Case, Outcome, Problem, error, kernel, make_problem, run, size, solve
 from torch import Tensor
 
 import stc_cuda
@@ -154,14 +154,53 @@ def test_samples_do_not_touch_each_other(backend: str) -> None:
         assert torch.equal(alone.grads["v"], together.grads["v"][n : n + 1])
 
 
+# --- hard inputs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_group", [5, 16])
+@pytest.mark.parametrize(
+    ("scale", "first"),
+    [(1.0, 130.0), (1.0, -1e3), (1e18, 1.0), (1e-6, 0.0)],
+    ids=["outlier", "large outlier", "1e18", "1e-6"],
+)
+def test_norm_of_the_current(backend: str, in_group: int, scale: float, first: float) -> None:
+    """An outlier where a kernel looks first, and values whose squares nearly leave float32."""
+    case = dataclasses.replace(CASE, in_group=in_group, height=12, width=16, steps=1, initial_v=False, v_threshold=1e30)
+    problem = make_problem(case, torch.float32)
+    current = problem.inputs["current"]
+    assert current is not None
+    current.mul_(scale)
+    current[..., 0, 0] = first * scale
+    answer, found = solve(problem), run(kernel(backend), problem.to(device=oracle.device_of(backend)), backward=False)
+    off = (found.outputs["v"].double().cpu() - answer.outputs["v"]).abs()
+    assert bool((off <= oracle.BAND * (answer.outputs["v"].abs() + 1)).all())
+
+
+def test_saved_tensors_may_come_back_anywhere(backend: str) -> None:
+    """Hooks on saved tensors return what they like, as long as the values are the same."""
+
+    def shift(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+    problem = problem_on(backend, dataclasses.replace(CASE, in_group=16, width=8), torch.float32)
+    expected = run(kernel(backend), problem)
+    with torch.autograd.graph.saved_tensors_hooks(shift, lambda x: x):
+        found = run(kernel(backend), problem)
+    for name, grad in expected.grads.items():
+        assert torch.equal(found.grads[name], grad), name
+
+
 # --- empty inputs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("in_group", [5, 16])
 @pytest.mark.parametrize(("steps", "samples"), [(0, 2), (3, 0), (0, 0)])
 @pytest.mark.parametrize("with_state", [True, False])
-def test_empty_sequence_or_batch(any_backend: str, steps: int, samples: int, with_state: bool) -> None:
+def test_empty_sequence_or_batch(
+    any_backend: str, steps: int, samples: int, with_state: bool, in_group: int, poison: None
+) -> None:
     case = dataclasses.replace(
-        CASE, steps=steps, samples=samples, initial_v=with_state, initial_spikes=with_state, norm_groups=None
+        CASE, steps=steps, samples=samples, initial_v=with_state, initial_spikes=with_state, in_group=in_group
     )
     problem = problem_on(any_backend, case, torch.float32)
     leaves = {name: None if x is None else x.clone().requires_grad_() for name, x in problem.inputs.items()}
@@ -186,7 +225,7 @@ def test_empty_sequence_or_batch(any_backend: str, steps: int, samples: int, wit
         assert leaves["v"].grad is not None  # type: ignore[union-attr]
     with torch.no_grad():
         packed, v = kernel(any_backend)(*(leaves[name] for name in INPUTS[:3]), groups=case.groups, packed_spikes=True)
-    assert packed.shape == (steps, samples, case.groups, case.height, case.width, 1)
+    assert packed.shape == (steps, samples, case.groups, case.height, case.width, (in_group + 7) // 8)
     assert torch.equal(v, torch.zeros_like(v))
 
 

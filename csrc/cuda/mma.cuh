@@ -1,7 +1,7 @@
-// Every PTX instruction that the kernels use, beside the twin that stands for it under emulation. A twin takes and
-// leaves each lane's registers exactly as the PTX ISA lays them out, so a fragment that is wrong on a GPU is wrong
-// here. What a twin cannot show is a slip in the text of the instruction itself: the unit tests of the twins
-// (tests/cuda_emulation/selftest/twins.cu) have to run on a GPU once.
+// PTX instructions for the kernels, and all that is written in PTX, each beside the twin that stands for it under
+// emulation. A twin takes and leaves each lane's registers exactly as the PTX ISA lays them out, so a fragment that is
+// wrong on a GPU is wrong here. What a twin cannot show is a slip in the text of the instruction itself: the unit tests
+// of the twins (tests/cuda_emulation/selftest/twins.cu) have to run on a GPU once.
 #pragma once
 
 #if !defined(GPU_SHARED)

@@ -96,7 +96,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   float4* grad_u = carver.take<float4>(B::kSlots * int(blockDim.x));
   float4* kept_u = cached_u ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
   float4* kept_current = cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
-  const int area = (int(p.in.shape.height) + Kernel - 1) * (int(p.in.shape.width) + Kernel - 1) + kRunPixels;
+  // a run that is not whole sticks out of the last row
+  const int area = (int(p.in.shape.height) + Kernel - 1) * (int(p.in.shape.width) + Kernel - 1) +
+                   (p.in.shape.width % kRunPixels ? kRunPixels : 0);
   // In turn: [kMaxWarps][Channels][kSums] sums of the warps; [kTerms][area][kChunk] bf16 numbers of z', with a zero
   // halo
   float* arena = carver.take<float>(

@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 
   const B block(p.in.shape, runs);
   const int group = B::group(), n = B::sample(), first = B::first();
-  const float count = float(Channels * block.pixels);
   const uint4* fragments = packed.fragments + group * Product::kFragments;
   const int terms = p.in.short_weights ? 1 : 2;
   const Storage storage = p.in.storage;
@@ -104,7 +103,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
             for (int path = 0; path < 2; ++path) {
               const float d = z[i][j / 2][m][2 * path + j % 2] - sums.mean[kTemporal + path];
-              sums.squares[kTemporal + path] += d * d;
+              sums.variance[kTemporal + path] += d * d * share;
             }
     current.arrive();
     float shift = 0.f;
@@ -125,11 +124,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             if (j < block.valid(i)) {
               const float d = component_of(x, j) - shift - origin;
               sum += d;
-              squares += d * d;
+              squares += d * d * share;
             }
         }
-      sums.mean[kCurrent] = origin + sum * share;
-      sums.squares[kCurrent] = squares - sum * sum * share;
+      sum *= share;
+      sums.mean[kCurrent] = origin + sum;
+      sums.variance[kCurrent] = squares - sum * sum;
     }
     sums.publish(spreads);
     __syncthreads();
@@ -139,8 +139,11 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
     for (int norm = 0; norm < kNorms; ++norm)
       if (p.in.norm_weight[norm]) {
-        const float rstd = 1.f / sqrtf(fmaxf(sums.squares[norm], 0.f) / count + float(p.in.eps));
-        stats[norm] = {norm == kCurrent ? shift : 0.f, sums.mean[norm], rstd};
+        // below zero by rounding only; NaN stays NaN
+        const float variance = sums.variance[norm] < 0.f ? 0.f : sums.variance[norm];
+        const float mean = norm == kCurrent ? shift + sums.mean[norm] : sums.mean[norm];
+        stats[norm] = {mean, norm == kCurrent ? (shift - mean) + sums.mean[norm] : 0.f,
+                       1.f / sqrtf(variance + float(p.in.eps))};
       }
     if (p.norm_stats && threadIdx.x == 0) {
       double* out = p.norm_stats + ((t * p.in.shape.samples + n) * p.in.shape.groups + group) * kNorms * 2;

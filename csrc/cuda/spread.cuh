@@ -5,22 +5,23 @@
 
 namespace stc::cuda {
 
-// Of `count` values each of several kinds: the mean, and the sum of squared differences to it.
+// Of `count` values each of several kinds: the mean, and the variance, which stays in range where sums of squares would
+// not.
 template <int Kinds>
 struct Spread {
   static constexpr int kNumbers = 1 + 2 * Kinds;
-  float count = 0.f, mean[Kinds] = {}, squares[Kinds] = {};
+  float count = 0.f, mean[Kinds] = {}, variance[Kinds] = {};
 
   // Together with other values (Chan, Golub and LeVeque 1979: Updating formulae and a pairwise algorithm for computing
   // sample variances).
   __device__ __forceinline__ void merge(float other_count, const float (&other_mean)[Kinds],
-                                        const float (&other_squares)[Kinds]) {
+                                        const float (&other_variance)[Kinds]) {
     const float total = count + other_count, share = total > 0.f ? __fdividef(other_count, total) : 0.f;
 #pragma unroll
     for (int k = 0; k < Kinds; ++k) {
       const float difference = other_mean[k] - mean[k];
       mean[k] += difference * share;
-      squares[k] += other_squares[k] + difference * difference * count * share;
+      variance[k] += (other_variance[k] - variance[k]) * share + difference * difference * share * (1.f - share);
     }
     count = total;
   }
@@ -29,13 +30,13 @@ struct Spread {
   __device__ __forceinline__ void merge_lanes(int distance) {
 #pragma unroll 1
     for (; distance; distance /= 2) {
-      float other_mean[Kinds], other_squares[Kinds];
+      float other_mean[Kinds], other_variance[Kinds];
 #pragma unroll
       for (int k = 0; k < Kinds; ++k) {
         other_mean[k] = __shfl_xor_sync(0xffffffffu, mean[k], distance);
-        other_squares[k] = __shfl_xor_sync(0xffffffffu, squares[k], distance);
+        other_variance[k] = __shfl_xor_sync(0xffffffffu, variance[k], distance);
       }
-      merge(__shfl_xor_sync(0xffffffffu, count, distance), other_mean, other_squares);
+      merge(__shfl_xor_sync(0xffffffffu, count, distance), other_mean, other_variance);
     }
   }
 
@@ -48,7 +49,7 @@ struct Spread {
 #pragma unroll
     for (int k = 0; k < Kinds; ++k) {
       out[1 + k] = mean[k];
-      out[1 + Kinds + k] = squares[k];
+      out[1 + Kinds + k] = variance[k];
     }
   }
   // At most 16 warps.
@@ -59,14 +60,14 @@ struct Spread {
 #pragma unroll
     for (int k = 0; k < Kinds; ++k) {
       mean[k] = present ? warps[lane][1 + k] : 0.f;
-      squares[k] = present ? warps[lane][1 + Kinds + k] : 0.f;
+      variance[k] = present ? warps[lane][1 + Kinds + k] : 0.f;
     }
     merge_lanes(8);
     // lanes merge in different orders, and so round differently
 #pragma unroll
     for (int k = 0; k < Kinds; ++k) {
       mean[k] = __shfl_sync(0xffffffffu, mean[k], 0);
-      squares[k] = __shfl_sync(0xffffffffu, squares[k], 0);
+      variance[k] = __shfl_sync(0xffffffffu, variance[k], 0);
     }
   }
 };
