@@ -52,7 +52,8 @@ trap 'rm -rf "$logs"' EXIT
 deadline=$((SECONDS + ${GPU_CHECK_SECONDS:-570}))
 failed=0
 
-# step NAME SECONDS COMMAND...: runs it with its output in a log, and notes status, seconds and command.
+# step NAME SECONDS COMMAND...: runs it with its output in a log, and notes status, seconds and command. A run of pytest
+# in which nothing passed has failed.
 step() {
   local name=$1 limit=$2 begin=$SECONDS left=$((deadline - SECONDS)) status=passed rc=0
   shift 2
@@ -62,7 +63,11 @@ step() {
     echo "gpu_check: $name" >&2
     timeout --kill-after=5 $((limit < left ? limit : left)) "$@" > "$logs/$name.log" 2>&1 < /dev/null || rc=$?
     case $rc in
-      0) ;;
+      0)
+        case " $* " in
+          *" -m pytest "*) grep -qE '[0-9]+ passed' "$logs/$name.log" || status="failed: no test passed" ;;
+        esac
+        ;;
       124 | 137) status="over its time limit" ;;
       *) status="failed with $rc" ;;
     esac

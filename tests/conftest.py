@@ -40,8 +40,13 @@ def _params(names: list[str]) -> list[object]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if not item.get_closest_marker("emulated"):
         return
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if parameters.get("device") == "gpu":  # the twins of test_emulation.py on the hardware
+        return
     if NO_EMULATION:
         pytest.skip(NO_EMULATION)
+    if item.path.name == "test_emulation.py":  # runs kernels of its own
+        return
     from cuda_emulation import backend
     from cuda_emulation.control import Order
 

@@ -21,7 +21,8 @@ STUBS = {
 case "$*" in
   *gpu_report*) exec {sys.executable} "$@" ;;
   *xdist*) exit 1 ;;
-  *"-k gpu"*) echo "a twin is wrong"; exit $TWINS ;;
+  *"-k gpu"*) [ "$TWINS" = 0 ] && echo "9 passed" || echo "a twin is wrong"; exit "$TWINS" ;;
+  *"-m pytest"*) echo "$SUITE" ;;
   *"--device cuda"*) for last; do :; done; echo '{{"rows": [1]}}' > "$last"; echo "a table" ;;
   -) echo 9.0 ;;
   *) echo "done for $TORCH_CUDA_ARCH_LIST" ;;
@@ -45,10 +46,24 @@ def checkout(tmp_path: Path) -> Path:
 
 def check(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    variables = {**os.environ, "PATH": path, "STC_CUDA_COMMIT": "abc", "TWINS": "0", "RACECHECK": "0", **environment}
+    variables = {
+        **os.environ,
+        "PATH": path,
+        "STC_CUDA_COMMIT": "abc",
+        "TWINS": "0",
+        "RACECHECK": "0",
+        "SUITE": "7 passed",
+        **environment,
+    }
     variables.pop("PYTHONPATH", None)
     command = ["bash", str(root / "bench" / "gpu_check.sh"), *arguments]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+
+
+def test_a_suite_in_which_nothing_passed_has_failed(checkout: Path) -> None:
+    done = check(checkout, SUITE="434 skipped")
+    assert done.returncode == 1
+    assert "| suite | failed: no test passed |" in done.stdout
 
 
 def test_every_step_passes(checkout: Path) -> None:

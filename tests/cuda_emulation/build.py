@@ -70,6 +70,8 @@ class BuildError(RuntimeError):
 def cuda_include() -> Path:
     """The folder of the toolkit's headers, which define the vector and half types; no compiler of it is needed."""
     places = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    if nvcc := shutil.which("nvcc"):
+        places.append(str(Path(nvcc).resolve().parents[1]))
     for place in [*places, "/usr/local/cuda"]:
         if place and (Path(place) / "include" / "cuda_runtime.h").exists():
             return Path(place) / "include"
@@ -208,7 +210,7 @@ def _lock(product: Path) -> Iterator[None]:
 
 
 def _compiler() -> str:
-    compiler = os.environ.get("CXX", "g++")
+    compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler.split()[0]) is None:
         raise BuildError(f"no compiler {compiler!r}: install g++ or set CXX to one")
     return compiler
