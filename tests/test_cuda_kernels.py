@@ -146,6 +146,7 @@ def test_mode_is(mode: str, emulation: Emulation) -> None:
     """For the processes that ask for a mode by name."""
     if emulation.mode != mode:
         pytest.skip(f"the mode is {emulation.mode}")
+    _solve(SMALL)
     assert (mode == "check") == bool(emulation.traffic())
 
 
