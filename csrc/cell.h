@@ -57,7 +57,7 @@ struct StcLif {
 
   // ds/du, the surrogate's derivative.
   static STC_HD Real spike_slope(Real u, const Options& o) {
-    return SurrogateMath<Math>::derivative(o.surrogate, o.alpha, u - o.threshold);
+    return SurrogateMath<Math>::derivative(o.surrogate, o.slope, u - o.threshold);
   }
 
   // v_before, current, a, b: values of the forward step.

@@ -12,9 +12,11 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <utility>
 
 #include "params.h"
 #include "plan.h"
+#include "surrogate.h"
 
 namespace stc {
 
@@ -45,9 +47,20 @@ struct Options {
 };
 
 inline Surrogate parse_surrogate(std::string_view name) {
-  if (name == "sigmoid") return Surrogate::kSigmoid;
-  if (name == "atan") return Surrogate::kAtan;
-  TORCH_CHECK_VALUE(false, "surrogate: got '", std::string(name), "', expected 'sigmoid' or 'atan'");
+  constexpr std::pair<std::string_view, Surrogate> kNames[] = {
+      {"sigmoid", Surrogate::kSigmoid},
+      {"atan", Surrogate::kAtan},
+      {"piecewise_quadratic", Surrogate::kPiecewiseQuadratic},
+      {"piecewise_exp", Surrogate::kPiecewiseExp},
+      {"softsign", Surrogate::kSoftsign},
+      {"superspike", Surrogate::kSuperspike},
+      {"erf", Surrogate::kErf},
+      {"rect", Surrogate::kRect},
+      {"fast_sigmoid", Surrogate::kFastSigmoid},
+  };
+  for (const auto& [known, surrogate] : kNames)
+    if (name == known) return surrogate;
+  TORCH_CHECK_VALUE(false, "surrogate: got '", std::string(name), "', expected a name of stc_cuda.Surrogate");
 }
 
 inline bool is_short(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
@@ -173,7 +186,8 @@ StcInputs<T> inputs(const Tensors& x, const Parameters& p, const Shape& shape, c
   StcInputs<T> in{};
   in.shape = shape;
   in.cell = {T(o.v_threshold),      T(o.v_reset.value_or(0)), T(o.alpha), parse_surrogate(o.surrogate),
-             o.v_reset.has_value(), o.detach_reset,           o.spiking};
+             o.v_reset.has_value(), o.detach_reset,           o.spiking,  {}};
+  in.cell.slope = surrogate_slope(in.cell.surrogate, in.cell.alpha);
   in.eps = o.eps;
   const at::ScalarType storage = x.current.scalar_type();
   in.storage = storage == at::kHalf ? Storage::kHalf : storage == at::kBFloat16 ? Storage::kBfloat16 : Storage::kState;

@@ -6,7 +6,17 @@
 
 namespace stc {
 
-enum class Surrogate : int { kSigmoid, kAtan };
+enum class Surrogate : int {
+  kSigmoid,
+  kAtan,
+  kPiecewiseQuadratic,
+  kPiecewiseExp,
+  kSoftsign,
+  kSuperspike,
+  kErf,
+  kRect,
+  kFastSigmoid
+};
 
 // What the current, the spikes and the gradients of both are stored in. All else has the state's type T.
 enum class Storage : int { kState, kHalf, kBfloat16 };
@@ -32,6 +42,12 @@ struct Strided {
   int64_t step, sample, channel, row, column;
 };
 
+// The derivative of a surrogate as height * shape(scale |z|): see surrogate.h.
+template <class T>
+struct SurrogateSlope {
+  T scale, height;
+};
+
 template <class T>
 struct CellOptions {
   T threshold;
@@ -40,7 +56,8 @@ struct CellOptions {
   Surrogate surrogate;
   bool hard_reset;
   bool detach_reset;
-  bool spiking;  // false: the soft spike, the surrogate's primitive
+  bool spiking;               // false: the soft spike, the surrogate's primitive
+  SurrogateSlope<T> slope{};  // only backward needs it
 };
 
 // Inputs of both directions. Gate weights and norm parameters are contiguous; a null norm weight means no norm.

@@ -6,7 +6,17 @@ import math
 from dataclasses import dataclass
 
 #: Surrogates that the kernels know, with their default ``alpha``. Formulas: :mod:`stc_cuda.reference.surrogate`.
-SURROGATE_ALPHA: dict[str, float] = {"sigmoid": 4.0, "atan": 2.0}
+SURROGATE_ALPHA: dict[str, float] = {
+    "sigmoid": 4.0,
+    "atan": 2.0,
+    "piecewise_quadratic": 1.0,
+    "piecewise_exp": 1.0,
+    "softsign": 2.0,
+    "superspike": 1.0,
+    "erf": 2.0,
+    "rect": 1.0,
+    "fast_sigmoid": 25.0,
+}
 
 
 def _require_finite(name: str, value: object) -> None:

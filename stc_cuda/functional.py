@@ -73,7 +73,7 @@ def stc_lif(
             a GPU the check of that waits for them.
         v_threshold: firing threshold, in units of the membrane potential.
         v_reset: ``None`` resets by subtraction of the threshold; a number is the potential after a spike.
-        surrogate: surrogate gradient, ``"sigmoid"`` or ``"atan"``.
+        surrogate: name of the surrogate gradient: see :class:`stc_cuda.Surrogate`.
         alpha: its steepness; ``None`` is the surrogate's own default.
         gradient_detach: no gradient through the spikes that enter the gate convolutions (their weights still learn).
         detach_reset: no gradient through the spikes in the reset.

@@ -181,14 +181,27 @@ def test_surrogate_is_the_slope_of_its_primitive(surrogate: str, alpha: float) -
     step = 1e-6
     with torch.no_grad():
         rise = reference.primitive(z + step, surrogate, alpha) - reference.primitive(z - step, surrogate, alpha)
-    torch.testing.assert_close(slope, rise / (2 * step), rtol=1e-7, atol=1e-8)
+    away = z.detach().abs() > 1e-3  # from the cusp that the derivatives of some have at 0
+    torch.testing.assert_close(slope[away], (rise / (2 * step))[away], rtol=1e-7, atol=1e-8)
     assert torch.equal(spikes.detach(), (z.detach() >= 0).double())
     assert spikes[50] == 1  # a neuron exactly at the threshold spikes
 
 
 def test_surrogate_values_by_hand() -> None:
     at_threshold = torch.zeros(1, dtype=torch.float64).requires_grad_()
-    for surrogate, slope in (("sigmoid", 4 / 4), ("atan", 2 / 2)):
+    slopes = {
+        "sigmoid": 4 / 4,
+        "atan": 2 / 2,
+        "piecewise_quadratic": 1.0,
+        "piecewise_exp": 1 / 2,
+        "softsign": 2 / 2,
+        "superspike": 1.0,
+        "erf": 2 / math.sqrt(math.pi),
+        "rect": 1.0,
+        "fast_sigmoid": 1.0,
+    }
+    assert slopes.keys() == reference.DEFAULT_ALPHA.keys()
+    for surrogate, slope in slopes.items():
         alpha = reference.DEFAULT_ALPHA[surrogate]
         (grad,) = torch.autograd.grad(reference.fire(at_threshold, surrogate, alpha, spiking=True).sum(), at_threshold)
         assert grad.item() == pytest.approx(slope, rel=1e-15)

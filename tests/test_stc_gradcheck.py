@@ -11,6 +11,8 @@ import torch
 from oracle import Case, call, eager, error, kernel, make_problem, run, size
 from torch import Tensor
 
+from stc_cuda.config import SURROGATE_ALPHA
+
 BASE = Case(steps=3, samples=2, groups=2, in_group=2, height=3, width=2, kernel=3, spiking=False, gate_gain=1.0)
 
 
@@ -33,6 +35,11 @@ def test_every_input(backend: str, v_reset: float | None, kernel_size: int, surr
     case = dataclasses.replace(BASE, v_reset=v_reset, kernel=kernel_size, surrogate=surrogate, seed=kernel_size)
     # Element by element for K = 3, along random directions for K = 5 and where a call takes long.
     gradcheck(case, backend, fast_mode=kernel_size == 5 or backend == oracle.EMULATED)
+
+
+@pytest.mark.parametrize("surrogate", [name for name in SURROGATE_ALPHA if name not in ("sigmoid", "atan")])
+def test_every_surrogate(backend: str, surrogate: str) -> None:
+    gradcheck(dataclasses.replace(BASE, surrogate=surrogate, seed=17), backend, fast_mode=True)
 
 
 @pytest.mark.parametrize(

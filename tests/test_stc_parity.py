@@ -11,6 +11,8 @@ import torch
 from oracle import BAND, ULP, Case, Outcome, Problem, eager, error, kernel, make_problem, random_case, run, size
 from torch import Tensor
 
+from stc_cuda.config import SURROGATE_ALPHA
+
 pytestmark = pytest.mark.usefixtures("poison")
 
 BATCHES = 8
@@ -213,6 +215,19 @@ def test_float32(backend: str, batch: int, record_property: object) -> None:
         total.add(check_float32(make_problem(case, torch.float32), backend))
     total.record(record_property, f"{backend} float32, {configurations(1000, backend)} configurations")
     total.check()
+
+
+@pytest.mark.parametrize("surrogate", SURROGATE_ALPHA)
+@pytest.mark.parametrize("in_group", [5, 16])
+def test_every_surrogate(backend: str, in_group: int, surrogate: str) -> None:
+    case = Case(
+        seed=61, in_group=in_group, surrogate=surrogate, height=6, width=8, v_reset=None if in_group == 5 else 0.1
+    )
+    complaints, _ = check_float64(make_problem(case, torch.float64), backend)
+    assert not complaints, listed(complaints)
+    report = check_float32(make_problem(case, torch.float32), backend)
+    assert not report.complaints, listed(report.complaints)
+    assert not report.skipped_gradients
 
 
 def test_generator_reaches_what_it_promises() -> None:

@@ -330,7 +330,11 @@ class ATan(Sigmoid):
     pass
 
 
-class Erf(Sigmoid):
+class PiecewiseQuadratic(Sigmoid):
+    pass
+
+
+class LeakyKReLU(Sigmoid):
     pass
 
 
@@ -340,6 +344,8 @@ class Erf(Sigmoid):
         (Sigmoid(), "sigmoid", 4.0, True),
         (Sigmoid(alpha=1.5, spiking=False), "sigmoid", 1.5, False),
         (ATan(alpha=3), "atan", 3.0, True),
+        (PiecewiseQuadratic(alpha=1.5), "piecewise_quadratic", 1.5, True),
+        ("fast_sigmoid", "fast_sigmoid", None, True),
         ("atan", "atan", None, True),
         (stc_cuda.surrogate.Surrogate("atan", 1.0), "atan", 1.0, True),
     ],
@@ -366,8 +372,8 @@ def test_surrogate_objects_matter() -> None:
 
 
 def test_unknown_surrogate_object_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"surrogate_function: got .*Erf.* expected one of 'sigmoid', 'atan'"):
-        layer(surrogate_function=Erf())
+    with pytest.raises(ValueError, match=r"surrogate_function: got .*LeakyKReLU.* expected one of 'sigmoid', 'atan'"):
+        layer(surrogate_function=LeakyKReLU())
 
 
 def test_repr_shows_the_options() -> None:

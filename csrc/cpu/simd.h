@@ -108,9 +108,13 @@ struct Simd {
 
   static Real reciprocal(Real x) { return T(1) / x; }
 
-  // Only soft spikes need it, so it may be slow.
+  // Only soft spikes need these, so they may be slow.
   static Real atan(Real x) {
     for (int i = 0; i < kLanes; ++i) x[i] = std::atan(x[i]);
+    return x;
+  }
+  static Real erf(Real x) {
+    for (int i = 0; i < kLanes; ++i) x[i] = std::erf(x[i]);
     return x;
   }
 };

@@ -31,6 +31,7 @@ struct FastMath {
   static __device__ __forceinline__ float exp(float x) { return __expf(x); }
   static __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.f, x); }
   static __device__ __forceinline__ float atan(float x) { return atanf(x); }
+  static __device__ __forceinline__ float erf(float x) { return erff(x); }
   static __device__ __forceinline__ float select(bool condition, float yes, float no) { return condition ? yes : no; }
 };
 

@@ -383,6 +383,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             const float4 grad_s =
                 make_float4(sum[i][0][2 * m], sum[i][0][2 * m + 1], sum[i][1][2 * m], sum[i][1][2 * m + 1]);
             if (t > 0) {
+              block.forget();
               const float4 u = load_before(i, m);
               float4 total = grad_u[block.slot(i, m)];
 #pragma unroll

@@ -89,13 +89,14 @@ int main() {
       for (const bool detach_reset : {false, true})
         for (const bool spiking : {false, true})
           for (int i = 0; i < 500; ++i) {
-            const Cell::Options o{1 + 0.3 * normal(random),
-                                  0.5 * normal(random),
-                                  1 + 2 * std::abs(normal(random)),
-                                  surrogate,
-                                  hard_reset,
-                                  detach_reset,
-                                  spiking};
+            Cell::Options o{1 + 0.3 * normal(random),
+                            0.5 * normal(random),
+                            1 + 2 * std::abs(normal(random)),
+                            surrogate,
+                            hard_reset,
+                            detach_reset,
+                            spiking};
+            o.slope = stc::surrogate_slope(o.surrogate, o.alpha);
             check_neuron({normal(random), 2 * normal(random), normal(random), normal(random)}, o, normal(random),
                          normal(random));
           }

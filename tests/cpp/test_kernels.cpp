@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "equations.h"
 #include "plan.h"
+#include "surrogate.h"
 
 namespace {
 
@@ -52,6 +53,7 @@ struct Call {
     stc::StcInputs<T>& in = forward.in;
     in.shape = s;
     in.cell = {T(kThreshold), T(kReset), T(kAlpha), c.surrogate, c.hard_reset, c.detach_reset, c.spiking};
+    in.cell.slope = stc::surrogate_slope(c.surrogate, T(kAlpha));
     in.eps = kEps;
     in.current = place(p.current, current, channels_last);
     in.v = place(p.v, v, channels_last);
