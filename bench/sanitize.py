@@ -18,8 +18,8 @@ SHAPES = ((16, 5, 9, 16), (16, 3, 7, 21), (8, 5, 20, 13), (8, 3, 3, 5), (16, 5, 
 
 def run(
     in_group: int, kernel: int, height: int, width: int, dtype: torch.dtype, detach: bool, device: str = "cuda"
-) -> None:
-    """Forward and backward, with all outputs wanted and all inputs given."""
+) -> int:
+    """Forward and backward, with all outputs wanted and all inputs given; the number of gradients that came."""
     generator = torch.Generator().manual_seed(0)
 
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
@@ -49,11 +49,13 @@ def run(
     )
     upstream = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
     inputs = [current, *weights, v, spikes, *(x for norm in norms for x in norm)]
-    for grad in torch.autograd.grad(outputs, inputs, upstream, allow_unused=True):
-        if grad is not None and not bool(grad.cpu().isfinite().all()):
+    grads = [x for x in torch.autograd.grad(outputs, inputs, upstream, allow_unused=True) if x is not None]
+    for grad in grads:
+        if not bool(grad.cpu().isfinite().all()):
             raise RuntimeError(f"{in_group} channels a group, K={kernel}, {height}x{width}: a gradient is not finite")
     packed = stc_cuda.stc_lif(current.detach(), *(w.detach() for w in weights), groups=groups, packed_spikes=True)[0]
     packed.cpu()
+    return len(grads)
 
 
 def main() -> None:

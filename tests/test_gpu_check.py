@@ -123,4 +123,5 @@ def test_says_what_else_is_wrong(checkout: Path) -> None:
 
 def test_watched_calls_run() -> None:
     """bench/sanitize.py calls the layer as it is; on the CPU, its smallest shape."""
-    sanitize.run(8, 3, 3, 5, torch.float32, False, device="cpu")
+    assert sanitize.run(8, 3, 3, 5, torch.float32, False, device="cpu") == 11
+    assert sanitize.run(8, 3, 3, 5, torch.float32, True, device="cpu") == 10  # none of the initial spikes
