@@ -1,7 +1,8 @@
 """Spike functions: the Heaviside step with a surrogate gradient, and the smooth primitive of that gradient.
 
-A surrogate is a smooth step ``p(z)``, its *primitive*. Hard mode spikes with ``z >= 0`` and differentiates ``p``;
-soft mode replaces the step by ``p`` itself, so that gradients can be checked by finite differences.
+A surrogate is a smooth step ``p(z)``, its *primitive*. Hard mode spikes with ``z >= 0`` (``z > 0`` where a neuron is
+strict) and differentiates ``p``; soft mode replaces the step by ``p`` itself, so that gradients can be checked by
+finite differences.
 
 ``sigmoid``
     p(z) = sigmoid(alpha z), alpha = 4 (Neftci et al., "Surrogate gradient learning in spiking neural networks", 2019).
@@ -29,9 +30,12 @@ soft mode replaces the step by ``p`` itself, so that gradients can be checked by
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+Surrogate = str | Callable[[torch.Tensor], torch.Tensor]
 
 DEFAULT_ALPHA = {
     "sigmoid": 4.0,
@@ -100,17 +104,31 @@ def derivative(z: torch.Tensor, surrogate: str, alpha: float) -> torch.Tensor:
 
 class _Heaviside(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, surrogate: str, alpha: float) -> torch.Tensor:
+    def forward(ctx: Any, z: torch.Tensor, surrogate: str, alpha: float, strict: bool) -> torch.Tensor:
         ctx.save_for_backward(z)
         ctx.surrogate, ctx.alpha = surrogate, alpha
-        return (z >= 0).to(z.dtype)
+        return (z > 0 if strict else z >= 0).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (z,) = ctx.saved_tensors
-        return grad * derivative(z, ctx.surrogate, ctx.alpha), None, None
+        return grad * derivative(z, ctx.surrogate, ctx.alpha), None, None, None
 
 
-def fire(z: torch.Tensor, surrogate: str, alpha: float, spiking: bool) -> torch.Tensor:
-    """Spikes for ``z = u - v_threshold``: 0/1 with a surrogate gradient, or the primitive when not ``spiking``."""
-    return _Heaviside.apply(z, surrogate, alpha) if spiking else primitive(z, surrogate, alpha)
+def fire(
+    z: torch.Tensor,
+    surrogate: Surrogate,
+    alpha: float | None = None,
+    spiking: bool = True,
+    strict: bool = False,
+) -> torch.Tensor:
+    """Spikes for ``z = u - v_threshold``: 0/1 with a surrogate gradient, or the primitive when not ``spiking``.
+
+    ``alpha=None`` is the surrogate's own default. A callable makes spikes of ``z`` itself, and the other options are
+    not used.
+    """
+    if callable(surrogate):
+        return surrogate(z)
+    _check(surrogate)
+    alpha = DEFAULT_ALPHA[surrogate] if alpha is None else alpha
+    return _Heaviside.apply(z, surrogate, alpha, strict) if spiking else primitive(z, surrogate, alpha)

@@ -212,3 +212,16 @@ def test_surrogate_values_by_hand() -> None:
     one = torch.ones(1, dtype=torch.float64).requires_grad_()
     (grad,) = torch.autograd.grad(reference.fire(one, "sigmoid", 4.0, spiking=True).sum(), one)
     assert grad.item() == pytest.approx(4 * math.exp(-4) / (1 + math.exp(-4)) ** 2, rel=1e-14)
+
+
+def test_strictness_changes_nothing_but_equality() -> None:
+    z = torch.tensor([-1e-300, 0.0, 1e-300], dtype=torch.float64)
+    assert reference.fire(z, "rect").tolist() == [0, 1, 1]
+    assert reference.fire(z, "rect", strict=True).tolist() == [0, 0, 1]
+    soft = reference.fire(z, "rect", spiking=False)
+    assert torch.equal(reference.fire(z, "rect", spiking=False, strict=True), soft)
+
+
+def test_a_callable_makes_the_spikes_itself() -> None:
+    z = torch.tensor([-1.0, 0.5], dtype=torch.float64)
+    assert torch.equal(reference.fire(z, torch.square, alpha=3.0, spiking=False, strict=True), z.square())
