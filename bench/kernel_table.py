@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -51,7 +52,8 @@ The largest of all instances and architectures ({architectures}).
 
 def describe(kernel: Kernel) -> str:
     """Name and template arguments, with the parameters' names."""
-    return f"{kernel.name}<{', '.join(f'{name}={value}' for name, value in kernel.parameters.items())}>"
+    short = {name: re.sub(r"stc::|<.*", "", value) for name, value in kernel.parameters.items()}
+    return f"{kernel.name}<{', '.join(f'{name}={value}' for name, value in short.items())}>"
 
 
 def flags(planned: KernelPlan, attached: bool) -> dict[str, bool]:
@@ -75,7 +77,7 @@ def launches(kernel: Kernel, layer: Layer) -> Iterator[KernelPlan]:
     """The plans under which this layer launches this instance of a persistent kernel."""
     backward = kernel.name == "persistent_backward"
     for attached in (False, True) if backward else (False,):
-        planned = plan(layer, kernel.arch, backward, attached)
+        planned = plan(layer, kernel.arch, backward, attached, kernel.neuron)
         sizes = (layer.in_group, layer.kernel, planned.runs_per_warp)
         if planned.kernel == "persistent" and kernel.numbers[:3] == sizes and launched(kernel, planned, attached):
             yield planned

@@ -124,6 +124,11 @@ class Kernel:
         return dict(zip(parameter_names()[self.name], self.arguments, strict=True))
 
     @property
+    def neuron(self) -> str:
+        """Of a persistent kernel: ``"stclif"`` of the argument ``stc::StcLif<stc::cuda::FastMath>``."""
+        return re.match(r"(?:stc::)?(\w+)<", self.parameters["Cell"])[1].lower()  # type: ignore[index]
+
+    @property
     def numbers(self) -> tuple[int, ...]:
         """The template's integers in front: channels a group, kernel size, runs a warp."""
         leading = []
@@ -240,7 +245,9 @@ def parameter_names() -> dict[str, tuple[str, ...]]:
     bounds = r"(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?"
     found = {}
     for path in [*headers(), *sources()]:
-        for parameters, name in re.findall(rf"template <([^<>]*)>\s*__global__ void {bounds}(\w+)\(", path.read_text()):
+        for parameters, name in re.findall(
+            rf"template <((?:[^<>]|<[^<>]*>)*)>\s*__global__ void {bounds}(\w+)\(", path.read_text()
+        ):
             found[name] = tuple(parameter.split()[-1] for parameter in parameters.split(","))
     return found
 
@@ -344,12 +351,13 @@ class Layer:
         return f"{shape}, K={self.kernel}"
 
 
-def plan(layer: Layer, arch: int, backward: bool, attached: bool) -> KernelPlan:
+def plan(layer: Layer, arch: int, backward: bool, attached: bool, neuron: str) -> KernelPlan:
     """What :func:`stc_cuda.kernel_plan` gives a layer on a GPU of this architecture."""
     return kernel_plan(
         (1, 1, layer.channels, layer.height, layer.width),
         layer.kernel,
         layer.groups,
+        neuron=neuron,
         backward=backward,
         gradient_detach=not attached,
         device="cuda",

@@ -1,11 +1,13 @@
 // The Python module stc_cuda._C. Importing it registers the operators of ops.cpp and, in a build with CUDA, of
-// ops_cuda.cpp; build_info() tells what was compiled, plan() which kernel would run.
+// ops_cuda.cpp; build_info() tells what was compiled, plan() which kernel would run, cells() what neurons there are.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
 #include <sstream>
 #include <string>
 
+#include "cell.h"
+#include "cell_table.h"
 #include "cpu/kernels.h"
 #include "plan_log.h"
 
@@ -55,10 +57,12 @@ py::dict build_info() {
   return info;
 }
 
-py::dict plan(int64_t steps, int64_t samples, int64_t channels, int64_t height, int64_t width, int64_t kernel,
-              int64_t groups, int64_t norm_groups, bool cuda, bool double_precision, bool spiking, bool backward,
-              bool attached, int capability, int64_t shared_bytes_limit) {
+py::dict plan(const std::string& neuron, int64_t steps, int64_t samples, int64_t channels, int64_t height,
+              int64_t width, int64_t kernel, int64_t groups, int64_t norm_groups, bool cuda, bool double_precision,
+              bool spiking, bool backward, bool attached, int capability, int64_t shared_bytes_limit) {
   stc::Request request;
+  for (int i = 0; i < stc::CircuitCells::kCount; ++i)
+    if (neuron == stc::CircuitCells::traits(i).name) request.neuron = i;
   request.device = cuda ? stc::Device::kCuda : stc::Device::kCpu;
   request.double_precision = double_precision;
   request.spiking = spiking;
@@ -79,6 +83,24 @@ py::dict plan(int64_t steps, int64_t samples, int64_t channels, int64_t height, 
   answer["resident_weights"] = p.resident_weights;
   answer["cached_current"] = p.cached_current;
   answer["cached_u"] = p.cached_u;
+  answer["near_second"] = p.near_second;
+  return answer;
+}
+
+py::dict cells() {
+  py::dict answer;
+  const auto add = [&](const char* kind, const auto& table) {
+    for (const stc::CellInfo& cell : table) {
+      py::dict info;
+      info["kind"] = kind;
+      info["states"] = cell.states;
+      info["potentials"] = cell.potentials;
+      info["coefficients"] = cell.coefficients;
+      answer[cell.name] = info;
+    }
+  };
+  add("scan", stc::kScanTable);
+  add("circuit", stc::kCircuitTable);
   return answer;
 }
 
@@ -103,10 +125,12 @@ void log_plan(const stc::Request& request, const stc::Plan& p) {
 PYBIND11_MODULE(_C, m) {
   stc::cpu_capability();  // an unusable STC_CUDA_CPU_KERNEL fails the import, not the first call
   m.def("build_info", &build_info, "What was compiled, and which CPU kernels run here.");
-  m.def("plan", &plan, "Which kernel runs for a shape; see stc_cuda.kernel_plan.", py::kw_only(), py::arg("steps"),
-        py::arg("samples"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("kernel"),
-        py::arg("groups"), py::arg("norm_groups"), py::arg("cuda"), py::arg("double_precision"), py::arg("spiking"),
-        py::arg("backward"), py::arg("attached"), py::arg("capability"), py::arg("shared_bytes_limit"));
+  m.def("cells", &cells, "The compiled neurons by name: their kind, and how many numbers each has.");
+  m.def("plan", &plan, "Which kernel runs for a shape; see stc_cuda.kernel_plan.", py::kw_only(), py::arg("neuron"),
+        py::arg("steps"), py::arg("samples"), py::arg("channels"), py::arg("height"), py::arg("width"),
+        py::arg("kernel"), py::arg("groups"), py::arg("norm_groups"), py::arg("cuda"), py::arg("double_precision"),
+        py::arg("spiking"), py::arg("backward"), py::arg("attached"), py::arg("capability"),
+        py::arg("shared_bytes_limit"));
   stc::plan_listener = &log_plan;
   // Threads may compute for as long as the process lives, Python's lock only until Python ends.
   py::module_::import("atexit").attr("register")(py::cpp_function([] { stc::plan_listener = nullptr; }));

@@ -27,7 +27,7 @@ struct CudaRunner {
     const Plan p = plan_call(params.in, false, false);
     if constexpr (std::is_same_v<T, float>) {
       if (p.kernel == KernelKind::kPersistent) {
-        const Tensor workspace = bytes(cuda::persistent_forward_workspace(params.in.shape), current, context);
+        const Tensor workspace = bytes(cuda::persistent_forward_workspace(params, p), current, context);
         return check(cuda::persistent_forward(params, p, workspace.mutable_data_ptr(), context.stream()), p);
       }
     }
@@ -42,11 +42,12 @@ struct CudaRunner {
     const Plan p = plan_call(params.in, true, !params.gradient_detach);
     if constexpr (std::is_same_v<T, float>) {
       if (p.kernel == KernelKind::kPersistent) {
-        const Tensor workspace = bytes(cuda::persistent_backward_workspace(params.in.shape), current, context);
+        const Tensor workspace = bytes(cuda::persistent_backward_workspace(params, p), current, context);
         return check(cuda::persistent_backward(params, p, workspace.mutable_data_ptr(), context.stream()), p);
       }
     }
-    const Tensor workspace = bytes(cuda::general_backward_workspace<T>(params.in.shape), current, context);
+    const Tensor workspace =
+        bytes(cuda::general_backward_workspace<T>(params.in.shape, params.in.neuron), current, context);
     check(cuda::general_backward(params, workspace.mutable_data_ptr(), context.stream()), p);
   }
 
@@ -55,6 +56,7 @@ struct CudaRunner {
   static Plan plan_call(const StcInputs<T>& in, bool backward, bool attached) {
     Request request;
     request.double_precision = std::is_same_v<T, double>;
+    request.neuron = in.neuron;
     request.spiking = in.cell.spiking;
     request.backward = backward;
     request.attached = attached;

@@ -1,15 +1,20 @@
-// The operators stc_cuda::stc_forward and stc_cuda::stc_backward, and their CPU implementation on the kernels of
-// csrc/cpu.
+// The operators stc_cuda::stc_forward, stc_backward, scan_forward and scan_backward, and their CPU implementation on
+// the kernels of csrc/cpu.
 #include "ops.h"
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <atomic>
 #include <type_traits>
 
 #include "cpu/kernels.h"
 #include "plan_log.h"
+#include "scan_ops.h"
 
 namespace stc {
 namespace {
@@ -59,9 +64,9 @@ struct CpuRunner {
     const Tensor gate = at::empty({sizes.gate_weights}, real);
     const Tensor transposed = at::empty({params.gradient_detach ? 0 : sizes.transposed_weights}, real);
     const Tensor partial_weights = at::empty({shape.samples * sizes.partial_weights}, real);
-    const Tensor partial_norms = at::empty({shape.samples * sizes.partial_norms}, real.dtype(at::kDouble));
+    const Tensor partial_sums = at::empty({shape.samples * sizes.partial_sums}, real.dtype(at::kDouble));
     const CpuBuffers<T> buffers{gate.mutable_data_ptr<T>(), output<T>(transposed), output<T>(partial_weights),
-                                output<double>(partial_norms)};
+                                output<double>(partial_sums)};
     at::parallel_for(0, shape.groups, 1, [&](int64_t begin, int64_t end) { k.pack(params.in, buffers, begin, end); });
     at::parallel_for(0, plan_cpu(params.in, true).tasks, 1,
                      [&](int64_t begin, int64_t end) { k.backward(params, buffers, begin, end); });
@@ -69,16 +74,61 @@ struct CpuRunner {
   }
 };
 
+struct CpuScanRunner {
+  static constexpr bool kTakesShort = false;
+
+  // The first touch of a page of 4 KiB costs more than all that the kernels do with it; a page of 2 MiB is one touch.
+  static Tensor empty(at::IntArrayRef sizes, at::IntArrayRef strides, const at::TensorOptions& options) {
+    Tensor x = at::empty_strided(sizes, strides, options);
+#if defined(__linux__)
+    constexpr uintptr_t kPage = uintptr_t(2) << 20;
+    const uintptr_t data = reinterpret_cast<uintptr_t>(x.mutable_data_ptr());
+    const uintptr_t begin = (data + kPage - 1) / kPage * kPage, end = (data + x.nbytes()) / kPage * kPage;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+    return x;
+  }
+
+  template <class T>
+  static void run(const ScanForward<T>& params, const Tensor&) {
+    at::parallel_for(0, ScanTasks(params.in.shape).count(), 1,
+                     [&](int64_t begin, int64_t end) { kernels<T>().scan_forward(params, begin, end); });
+  }
+
+  template <class T>
+  static void run(const ScanBackward<T>& params, const Tensor& like) {
+    const ScanTasks tasks(params.in.shape);
+    const bool learns = params.grad_threshold || params.grad_coefficients;
+    const int64_t rows = 1 + kScanTable[params.in.neuron].coefficients;
+    const Tensor sums =
+        at::empty({learns ? tasks.count() * rows * tasks.width() : 0}, like.options().dtype(at::kDouble));
+    double* partials = output<double>(sums);
+    at::parallel_for(0, tasks.count(), 1,
+                     [&](int64_t begin, int64_t end) { kernels<T>().scan_backward(params, partials, begin, end); });
+    if (!learns) return;
+    at::parallel_for(0, rows, 1,
+                     [&](int64_t begin, int64_t end) { kernels<T>().scan_reduce(params, partials, rows, begin, end); });
+  }
+};
+
 }  // namespace
 }  // namespace stc
 
-TORCH_LIBRARY(stc_cuda, m) { stc::define_operators(m); }
+TORCH_LIBRARY(stc_cuda, m) {
+  stc::define_operators(m);
+  stc::define_scan_operators(m);
+}
 
-TORCH_LIBRARY_IMPL(stc_cuda, CPU, m) { stc::implement_operators<stc::CpuRunner>(m); }
+TORCH_LIBRARY_IMPL(stc_cuda, CPU, m) {
+  stc::implement_operators<stc::CpuRunner>(m);
+  stc::implement_scan_operators<stc::CpuScanRunner>(m);
+}
 
-// The derivative lives in stc_cuda.STCFunction. Whoever differentiates an operator itself, or the derivative once more,
-// gets an error instead of silent zeros.
+// The derivatives live in stc_cuda/_autograd.py. Whoever differentiates an operator itself, or the derivative once
+// more, gets an error instead of silent zeros.
 TORCH_LIBRARY_IMPL(stc_cuda, Autograd, m) {
   m.impl("stc_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("stc_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("scan_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("scan_backward", torch::autograd::autogradNotImplementedFallback());
 }

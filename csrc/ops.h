@@ -13,7 +13,9 @@
 #include <string_view>
 #include <tuple>
 #include <utility>
+#include <vector>
 
+#include "cell.h"
 #include "params.h"
 #include "plan.h"
 #include "surrogate.h"
@@ -22,19 +24,29 @@ namespace stc {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using TensorList = c10::List<std::optional<Tensor>>;
 
 // The tensors of one call, in the order of the schemas.
 struct Tensors {
   const Tensor& current;
   const Tensor& temporal_weight;
   const Tensor& spatial_weight;
-  const OptionalTensor& v;
+  const std::vector<OptionalTensor>& states;
   const OptionalTensor& spikes;
   std::array<const OptionalTensor*, kNorms> norm_weight;
   std::array<const OptionalTensor*, kNorms> norm_bias;
+  const OptionalTensor& threshold;
+  const OptionalTensor& coefficients;
 };
 
+inline int parse_circuit(std::string_view name) {
+  for (int i = 0; i < CircuitCells::kCount; ++i)
+    if (name == CircuitCells::traits(i).name) return i;
+  TORCH_CHECK_VALUE(false, "neuron: got '", std::string(name), "', expected the name of one of CircuitCells");
+}
+
 struct Options {
+  int neuron;
   int64_t groups;
   int64_t norm_groups;
   double eps;
@@ -121,7 +133,9 @@ inline Shape check(const Tensors& x, const Options& o) {
   require_parameter(x.temporal_weight, current, weight, "temporal_weight");
   require_parameter(x.spatial_weight, current, weight, "spatial_weight");
   const auto state = current.sizes().slice(1);
-  require_state(x.v, current, state, "v");
+  const CellTraits cell = CircuitCells::traits(o.neuron);
+  TORCH_CHECK_VALUE(int(x.states.size()) == cell.states, "states: got ", x.states.size(), ", expected ", cell.states);
+  for (const OptionalTensor& before : x.states) require_state(before, current, state, "states");
   require_stored(x.spikes, current, state, "spikes");
   for (int i = 0; i < kNorms; ++i) {
     TORCH_CHECK_VALUE(x.norm_weight[i]->has_value() == x.norm_bias[i]->has_value(),
@@ -129,6 +143,10 @@ inline Shape check(const Tensors& x, const Options& o) {
     require_parameter(*x.norm_weight[i], current, shape.channels, "norm weight");
     require_parameter(*x.norm_bias[i], current, shape.channels, "norm bias");
   }
+  require_state(x.threshold, current, shape.channels, "threshold");
+  TORCH_CHECK_VALUE(x.coefficients.has_value() == (cell.coefficients > 0), "coefficients: ", cell.name, " has ",
+                    cell.coefficients);
+  require_state(x.coefficients, current, {cell.coefficients, shape.channels}, "coefficients");
   return shape;
 }
 
@@ -155,6 +173,7 @@ T* output(const Tensor& x) {
 struct Parameters {
   Tensor temporal_weight, spatial_weight;
   std::array<Tensor, kNorms> norm_weight, norm_bias;
+  Tensor threshold, coefficients;
 
   explicit Parameters(const Tensors& x) {
     const auto as_state = [type = state_type(x.current)](const Tensor& p) { return p.to(type).contiguous(); };
@@ -165,6 +184,8 @@ struct Parameters {
       norm_weight[i] = as_state(**x.norm_weight[i]);
       norm_bias[i] = as_state(**x.norm_bias[i]);
     }
+    if (x.threshold) threshold = as_state(*x.threshold);
+    if (x.coefficients) coefficients = as_state(*x.coefficients);
   }
 };
 
@@ -185,6 +206,7 @@ template <class T>
 StcInputs<T> inputs(const Tensors& x, const Parameters& p, const Shape& shape, const Options& o) {
   StcInputs<T> in{};
   in.shape = shape;
+  in.neuron = o.neuron;
   in.cell = {T(o.v_threshold),      T(o.v_reset.value_or(0)), T(o.alpha), parse_surrogate(o.surrogate),
              o.v_reset.has_value(), o.detach_reset,           o.spiking,  {}};
   in.cell.slope = surrogate_slope(in.cell.surrogate, in.cell.alpha);
@@ -193,7 +215,7 @@ StcInputs<T> inputs(const Tensors& x, const Parameters& p, const Shape& shape, c
   in.storage = storage == at::kHalf ? Storage::kHalf : storage == at::kBFloat16 ? Storage::kBfloat16 : Storage::kState;
   in.short_weights = is_short(x.temporal_weight.scalar_type()) && is_short(x.spatial_weight.scalar_type());
   in.current = strided<T>(x.current);
-  in.v = strided<T>(x.v);
+  for (size_t i = 0; i < x.states.size(); ++i) in.states[i] = strided<T>(x.states[i]);
   in.spikes = strided<T>(x.spikes);
   in.temporal_weight = pointer<T>(p.temporal_weight);
   in.spatial_weight = pointer<T>(p.spatial_weight);
@@ -201,6 +223,8 @@ StcInputs<T> inputs(const Tensors& x, const Parameters& p, const Shape& shape, c
     in.norm_weight[i] = pointer<T>(p.norm_weight[i]);
     in.norm_bias[i] = pointer<T>(p.norm_bias[i]);
   }
+  in.threshold = pointer<T>(p.threshold);
+  in.coefficients = pointer<T>(p.coefficients);
   return in;
 }
 
@@ -217,21 +241,28 @@ void with_scalar(at::ScalarType type, F f) {
 // whether its kernels take a current and spikes of 16-bit numbers; where they do not, the operators convert.
 template <class Runner>
 struct Operators {
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
-      const Tensor& current, const Tensor& temporal_weight, const Tensor& spatial_weight, const OptionalTensor& v,
-      const OptionalTensor& spikes, const OptionalTensor& current_norm_weight, const OptionalTensor& current_norm_bias,
-      const OptionalTensor& temporal_norm_weight, const OptionalTensor& temporal_norm_bias,
-      const OptionalTensor& spatial_norm_weight, const OptionalTensor& spatial_norm_bias, int64_t groups,
-      int64_t norm_groups, double eps, double v_threshold, std::optional<double> v_reset, std::string_view surrogate,
-      double alpha, bool spiking, bool store_v_seq, bool packed_spikes, bool save_for_backward) {
+  static std::tuple<Tensor, std::vector<Tensor>, Tensor, Tensor, Tensor> forward(
+      std::string_view neuron, const Tensor& current, const Tensor& temporal_weight, const Tensor& spatial_weight,
+      const TensorList& states_before, const OptionalTensor& spikes, const OptionalTensor& current_norm_weight,
+      const OptionalTensor& current_norm_bias, const OptionalTensor& temporal_norm_weight,
+      const OptionalTensor& temporal_norm_bias, const OptionalTensor& spatial_norm_weight,
+      const OptionalTensor& spatial_norm_bias, const OptionalTensor& threshold, const OptionalTensor& coefficients,
+      int64_t groups, int64_t norm_groups, double eps, double v_threshold, std::optional<double> v_reset,
+      std::string_view surrogate, double alpha, bool spiking, bool store_v_seq, bool packed_spikes,
+      bool save_for_backward) {
+    const std::vector<OptionalTensor> states = states_before.vec();
     const Tensors given{current,
                         temporal_weight,
                         spatial_weight,
-                        v,
+                        states,
                         spikes,
                         {&current_norm_weight, &temporal_norm_weight, &spatial_norm_weight},
-                        {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias}};
-    const Options o{groups, norm_groups, eps, v_threshold, v_reset, surrogate, alpha, spiking, false};
+                        {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias},
+                        threshold,
+                        coefficients};
+    const int index = parse_circuit(neuron);
+    const CellTraits cell = CircuitCells::traits(index);
+    const Options o{index, groups, norm_groups, eps, v_threshold, v_reset, surrogate, alpha, spiking, false};
     const Shape shape = check(given, o);
     TORCH_CHECK_VALUE(spiking || !packed_spikes, "packed_spikes: expected spiking");
     const auto sequence = current.sizes();
@@ -242,14 +273,16 @@ struct Operators {
     const Stored stored = stored_for(given, shape, o, false, false);
     const Tensor kernel_current = stored(current);
     const OptionalTensor kernel_spikes = stored(spikes);
-    const Tensors x{kernel_current, temporal_weight,   spatial_weight, v,
-                    kernel_spikes,  given.norm_weight, given.norm_bias};
+    const Tensors x{kernel_current,    temporal_weight, spatial_weight, states,      kernel_spikes,
+                    given.norm_weight, given.norm_bias, threshold,      coefficients};
     const auto real = current.options().dtype(state_type(current));
     Tensor spikes_out =
         packed_spikes ? at::empty(packed, real.dtype(at::kByte)) : at::empty(sequence, stored.options(current));
-    Tensor v_out = at::empty(sequence.slice(1), real);
+    std::vector<Tensor> states_out;
+    for (int i = 0; i < cell.states; ++i) states_out.push_back(at::empty(sequence.slice(1), real));
     Tensor v_seq = at::empty(store_v_seq ? sequence : at::IntArrayRef(nothing), real);
-    Tensor u = at::empty(save_for_backward ? sequence : at::IntArrayRef(nothing), real);
+    Tensor potentials =
+        at::empty(save_for_backward ? at::IntArrayRef(potential_sizes(cell, shape)) : at::IntArrayRef(nothing), real);
     Tensor norm_stats =
         at::empty(save_for_backward ? at::IntArrayRef(stats) : at::IntArrayRef(nothing), real.dtype(at::kDouble));
     const Parameters parameters(x);
@@ -262,58 +295,71 @@ struct Operators {
         params.packed_spikes = output<uint8_t>(spikes_out);
       else
         params.spikes = output<T>(spikes_out);
-      params.v = output<T>(v_out);
+      for (int i = 0; i < cell.states; ++i) params.states[i] = output<T>(states_out[i]);
       params.v_seq = output<T>(v_seq);
-      params.u = output<T>(u);
+      params.potentials = output<T>(potentials);
       params.norm_stats = output<double>(norm_stats);
       Runner::run(params, kernel_current);
     });
     if (stored.converted && !packed_spikes) spikes_out = spikes_out.to(current.scalar_type());
-    return {spikes_out, v_out, v_seq, u, norm_stats};
+    return {spikes_out, states_out, v_seq, potentials, norm_stats};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-      const OptionalTensor& grad_spikes, const OptionalTensor& grad_v, const OptionalTensor& grad_v_seq,
-      const Tensor& current, const Tensor& temporal_weight, const Tensor& spatial_weight, const OptionalTensor& v,
-      const OptionalTensor& spikes, const OptionalTensor& current_norm_weight, const OptionalTensor& current_norm_bias,
-      const OptionalTensor& temporal_norm_weight, const OptionalTensor& temporal_norm_bias,
-      const OptionalTensor& spatial_norm_weight, const OptionalTensor& spatial_norm_bias, const Tensor& u,
-      const Tensor& norm_stats, int64_t groups, int64_t norm_groups, double eps, double v_threshold,
-      std::optional<double> v_reset, std::string_view surrogate, double alpha, bool spiking, bool detach_reset,
-      bool gradient_detach) {
+  static std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                    Tensor, Tensor>
+  backward(std::string_view neuron, const OptionalTensor& grad_spikes, const TensorList& grad_states,
+           const OptionalTensor& grad_v_seq, const Tensor& current, const Tensor& temporal_weight,
+           const Tensor& spatial_weight, const TensorList& states_before, const OptionalTensor& spikes,
+           const OptionalTensor& current_norm_weight, const OptionalTensor& current_norm_bias,
+           const OptionalTensor& temporal_norm_weight, const OptionalTensor& temporal_norm_bias,
+           const OptionalTensor& spatial_norm_weight, const OptionalTensor& spatial_norm_bias,
+           const OptionalTensor& threshold, const OptionalTensor& coefficients, const Tensor& potentials,
+           const Tensor& norm_stats, int64_t groups, int64_t norm_groups, double eps, double v_threshold,
+           std::optional<double> v_reset, std::string_view surrogate, double alpha, bool spiking, bool detach_reset,
+           bool gradient_detach, bool learns_threshold, bool learns_coefficients) {
+    const std::vector<OptionalTensor> states = states_before.vec(), grad_states_out = grad_states.vec();
     const Tensors given{current,
                         temporal_weight,
                         spatial_weight,
-                        v,
+                        states,
                         spikes,
                         {&current_norm_weight, &temporal_norm_weight, &spatial_norm_weight},
-                        {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias}};
-    const Options o{groups, norm_groups, eps, v_threshold, v_reset, surrogate, alpha, spiking, detach_reset};
+                        {&current_norm_bias, &temporal_norm_bias, &spatial_norm_bias},
+                        threshold,
+                        coefficients};
+    const int index = parse_circuit(neuron);
+    const CellTraits cell = CircuitCells::traits(index);
+    const Options o{index, groups, norm_groups, eps, v_threshold, v_reset, surrogate, alpha, spiking, detach_reset};
     const Shape shape = check(given, o);
     const auto sequence = current.sizes();
     const auto state = sequence.slice(1);
     require_stored(grad_spikes, current, sequence, "grad_spikes");
-    require_state(grad_v, current, state, "grad_v");
+    TORCH_CHECK_VALUE(grad_states_out.size() == states.size(), "grad_states: got ", grad_states_out.size(),
+                      ", expected ", states.size());
+    for (const OptionalTensor& grad : grad_states_out) require_state(grad, current, state, "grad_states");
     require_state(grad_v_seq, current, sequence, "grad_v_seq");
-    require_state(u, current, sequence, "u");
-    TORCH_CHECK_VALUE(norm_stats.scalar_type() == at::kDouble && norm_stats.is_contiguous() && u.is_contiguous() &&
+    require_state(potentials, current, potential_sizes(cell, shape), "potentials");
+    TORCH_CHECK_VALUE(norm_stats.scalar_type() == at::kDouble && norm_stats.is_contiguous() &&
+                          potentials.is_contiguous() &&
                           norm_stats.numel() == shape.steps * shape.samples * shape.norm_groups * kNorms * 2,
-                      "norm_stats, u: expected the tensors saved by stc_forward");
+                      "norm_stats, potentials: expected the tensors saved by stc_forward");
 
     const Stored stored = stored_for(given, shape, o, true, !gradient_detach);
     const Tensor kernel_current = stored(current);
     const OptionalTensor kernel_spikes = stored(spikes), kernel_grad_spikes = stored(grad_spikes);
-    const Tensors x{kernel_current, temporal_weight,   spatial_weight, v,
-                    kernel_spikes,  given.norm_weight, given.norm_bias};
+    const Tensors x{kernel_current,    temporal_weight, spatial_weight, states,      kernel_spikes,
+                    given.norm_weight, given.norm_bias, threshold,      coefficients};
     // Kernels read contiguous arrays in fours; hooks on saved tensors may return them anywhere.
-    const Tensor aligned_u = reinterpret_cast<uintptr_t>(u.const_data_ptr()) % 16 ? u.clone() : u;
+    const Tensor aligned =
+        reinterpret_cast<uintptr_t>(potentials.const_data_ptr()) % 16 ? potentials.clone() : potentials;
     const auto real = current.options().dtype(state_type(current));
     const std::array<int64_t, 1> nothing{0};
     const bool wants_grad_spikes = spikes && !gradient_detach;
     Tensor grad_current = at::empty(sequence, stored.options(current));
     Tensor grad_temporal_weight = at::empty(temporal_weight.sizes(), real);
     Tensor grad_spatial_weight = at::empty(spatial_weight.sizes(), real);
-    Tensor grad_v_before = at::empty(state, real);
+    std::vector<Tensor> grad_states_before;
+    for (int i = 0; i < cell.states; ++i) grad_states_before.push_back(at::empty(state, real));
     // The kernels write it in the first step, which an empty sequence has not.
     const auto before_sizes = wants_grad_spikes ? state : at::IntArrayRef(nothing);
     Tensor grad_spikes_before = shape.steps ? at::empty(before_sizes, stored.options(current))
@@ -324,6 +370,9 @@ struct Operators {
       norm_weight[i] = at::empty({size}, real);
       norm_bias[i] = at::empty({size}, real);
     }
+    Tensor grad_threshold = at::empty({learns_threshold ? shape.channels : 0}, real);
+    Tensor grad_coefficients =
+        at::empty(learns_coefficients && coefficients ? coefficients->sizes() : at::IntArrayRef(nothing), real);
     const Parameters parameters(x);
 
     with_scalar(state_type(current), [&](auto zero) {
@@ -331,14 +380,18 @@ struct Operators {
       StcBackward<T> params{};
       params.in = inputs<T>(x, parameters, shape, o);
       params.gradient_detach = gradient_detach;
-      params.u = pointer<T>(aligned_u);
+      params.potentials = pointer<T>(aligned);
       params.norm_stats = pointer<double>(norm_stats);
       params.grad_spikes_out = strided<T>(kernel_grad_spikes);
-      params.grad_v_out = strided<T>(grad_v);
       params.grad_v_seq_out = strided<T>(grad_v_seq);
       params.grad_current = output<T>(grad_current);
-      params.grad_v = output<T>(grad_v_before);
+      for (int i = 0; i < cell.states; ++i) {
+        params.grad_states_out[i] = strided<T>(grad_states_out[i]);
+        params.grad_states[i] = output<T>(grad_states_before[i]);
+      }
       params.grad_spikes = output<T>(grad_spikes_before);
+      params.grad_threshold = output<T>(grad_threshold);
+      params.grad_coefficients = output<T>(grad_coefficients);
       params.grad_temporal_weight = output<T>(grad_temporal_weight);
       params.grad_spatial_weight = output<T>(grad_spatial_weight);
       for (int i = 0; i < kNorms; ++i) {
@@ -357,23 +410,30 @@ struct Operators {
     return {like(grad_current, current),
             like(grad_temporal_weight, temporal_weight),
             like(grad_spatial_weight, spatial_weight),
-            grad_v_before,
+            grad_states_before,
             like(grad_spikes_before, current),
             norm_weight[0],
             norm_bias[0],
             norm_weight[1],
             norm_bias[1],
             norm_weight[2],
-            norm_bias[2]};
+            norm_bias[2],
+            grad_threshold,
+            grad_coefficients};
   }
 
  private:
+  static std::array<int64_t, 6> potential_sizes(const CellTraits& cell, const Shape& s) {
+    return {cell.potentials, s.steps, s.samples, s.channels, s.height, s.width};
+  }
+
   static Stored stored_for(const Tensors& x, const Shape& shape, const Options& o, bool backward, bool attached) {
     Request request;
     request.double_precision = x.current.scalar_type() == at::kDouble;
     request.spiking = o.spiking;
     request.backward = backward;
     request.attached = attached;
+    request.neuron = o.neuron;
     return {is_short(x.current.scalar_type()) && !Runner::takes_short(x.current, shape, request)};
   }
 };
@@ -381,23 +441,24 @@ struct Operators {
 // Defines the operators in a library's namespace, and implements them for the tensors of one dispatch key.
 inline void define_operators(torch::Library& m) {
   m.def(
-      "stc_forward(Tensor current, Tensor temporal_weight, Tensor spatial_weight, Tensor? v, Tensor? spikes, "
-      "Tensor? current_norm_weight, Tensor? current_norm_bias, Tensor? temporal_norm_weight, "
-      "Tensor? temporal_norm_bias, Tensor? spatial_norm_weight, Tensor? spatial_norm_bias, int groups, "
-      "int norm_groups, float eps, float v_threshold, float? v_reset, str surrogate, float alpha, bool spiking, "
-      "bool store_v_seq, bool packed_spikes, bool save_for_backward) "
-      "-> (Tensor spikes, Tensor v, Tensor v_seq, Tensor u, Tensor norm_stats)");
+      "stc_forward(str neuron, Tensor current, Tensor temporal_weight, Tensor spatial_weight, Tensor?[] states, "
+      "Tensor? spikes, Tensor? current_norm_weight, Tensor? current_norm_bias, Tensor? temporal_norm_weight, "
+      "Tensor? temporal_norm_bias, Tensor? spatial_norm_weight, Tensor? spatial_norm_bias, Tensor? threshold, "
+      "Tensor? coefficients, int groups, int norm_groups, float eps, float v_threshold, float? v_reset, "
+      "str surrogate, float alpha, bool spiking, bool store_v_seq, bool packed_spikes, bool save_for_backward) "
+      "-> (Tensor spikes, Tensor[] states, Tensor v_seq, Tensor potentials, Tensor norm_stats)");
   m.def(
-      "stc_backward(Tensor? grad_spikes, Tensor? grad_v, Tensor? grad_v_seq, Tensor current, Tensor temporal_weight, "
-      "Tensor spatial_weight, Tensor? v, Tensor? spikes, Tensor? current_norm_weight, Tensor? current_norm_bias, "
-      "Tensor? temporal_norm_weight, Tensor? temporal_norm_bias, Tensor? spatial_norm_weight, "
-      "Tensor? spatial_norm_bias, Tensor u, Tensor norm_stats, int groups, int norm_groups, float eps, "
+      "stc_backward(str neuron, Tensor? grad_spikes, Tensor?[] grad_states, Tensor? grad_v_seq, Tensor current, "
+      "Tensor temporal_weight, Tensor spatial_weight, Tensor?[] states, Tensor? spikes, "
+      "Tensor? current_norm_weight, Tensor? current_norm_bias, Tensor? temporal_norm_weight, "
+      "Tensor? temporal_norm_bias, Tensor? spatial_norm_weight, Tensor? spatial_norm_bias, Tensor? threshold, "
+      "Tensor? coefficients, Tensor potentials, Tensor norm_stats, int groups, int norm_groups, float eps, "
       "float v_threshold, float? v_reset, str surrogate, float alpha, bool spiking, bool detach_reset, "
-      "bool gradient_detach) "
-      "-> (Tensor grad_current, Tensor grad_temporal_weight, Tensor grad_spatial_weight, Tensor grad_v, "
+      "bool gradient_detach, bool learns_threshold, bool learns_coefficients) "
+      "-> (Tensor grad_current, Tensor grad_temporal_weight, Tensor grad_spatial_weight, Tensor[] grad_states, "
       "Tensor grad_spikes, Tensor grad_current_norm_weight, Tensor grad_current_norm_bias, "
       "Tensor grad_temporal_norm_weight, Tensor grad_temporal_norm_bias, Tensor grad_spatial_norm_weight, "
-      "Tensor grad_spatial_norm_bias)");
+      "Tensor grad_spatial_norm_bias, Tensor grad_threshold, Tensor grad_coefficients)");
 }
 
 template <class Runner>

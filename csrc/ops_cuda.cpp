@@ -6,6 +6,7 @@
 
 #include "architectures.h"
 #include "cuda_runner.h"
+#include "cuda_scan_runner.h"
 
 namespace stc {
 namespace {
@@ -58,4 +59,7 @@ class CudaContext {
 }  // namespace
 }  // namespace stc
 
-TORCH_LIBRARY_IMPL(stc_cuda, CUDA, m) { stc::implement_operators<stc::CudaRunner<stc::CudaContext>>(m); }
+TORCH_LIBRARY_IMPL(stc_cuda, CUDA, m) {
+  stc::implement_operators<stc::CudaRunner<stc::CudaContext>>(m);
+  stc::implement_scan_operators<stc::CudaScanRunner<stc::CudaContext>>(m);
+}

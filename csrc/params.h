@@ -21,8 +21,18 @@ enum class Surrogate : int {
 // What the current, the spikes and the gradients of both are stored in. All else has the state's type T.
 enum class Storage : int { kState, kHalf, kBfloat16 };
 
+constexpr int kMaxStates = 3;
+
 // The three GroupNorms of a layer, in the order of every array that has one entry a norm.
 enum Norm : int { kCurrent, kTemporal, kSpatial, kNorms };
+
+// What the backward pass of a circuit sums over each channel: weight and bias of each norm, then these.
+constexpr int kMaxCoefficients = 4;
+enum ChannelSum : int {
+  kThresholdSum = 2 * kNorms,
+  kCoefficientSums,
+  kChannelSums = kCoefficientSums + kMaxCoefficients
+};
 
 struct Shape {
   int64_t steps;     // T
@@ -64,6 +74,7 @@ struct CellOptions {
 template <class T>
 struct StcInputs {
   Shape shape;
+  int neuron;  // index in CircuitCells (cell.h)
   CellOptions<T> cell;
   double eps;
   // Anything but kState: the pointers to such values lead to 16-bit numbers, their strides count those, and only the
@@ -71,8 +82,10 @@ struct StcInputs {
   Storage storage;
   bool short_weights;  // of both gates: they come from 16-bit numbers, which one fp16 number holds
   Strided<const T> current;
-  Strided<const T> v;       // before the first step
-  Strided<const T> spikes;  // before the first step
+  Strided<const T> states[kMaxStates];  // before the first step; the first is v
+  Strided<const T> spikes;              // before the first step
+  const T* threshold;                   // [C]; null: that of `cell`, for all channels
+  const T* coefficients;                // [kCoefficients, C]
   const T* temporal_weight;
   const T* spatial_weight;
   const T* norm_weight[kNorms];
@@ -85,29 +98,78 @@ struct StcForward {
   StcInputs<T> in;
   T* spikes;  // [T, N, C, H, W]
   uint8_t*
-      packed_spikes;   // [T, N, groups, H, W, ceil(C / groups / 8)], bit c % 8 of byte c / 8 = channel c of the group
-  T* v;                // [N, C, H, W], after the last step
-  T* v_seq;            // [T, N, C, H, W], after the reset
-  T* u;                // [T, N, C, H, W], before the reset; for backward
-  double* norm_stats;  // [T, N, norm_groups, kNorms, 2] = mean, 1 / sqrt(var + eps); for backward
+      packed_spikes;  // [T, N, groups, H, W, ceil(C / groups / 8)], bit c % 8 of byte c / 8 = channel c of the group
+  T* states[kMaxStates];  // [N, C, H, W], after the last step
+  T* v_seq;               // [T, N, C, H, W], after the reset
+  T* potentials;          // [kPotentials, T, N, C, H, W], before the reset; for backward
+  double* norm_stats;     // [T, N, norm_groups, kNorms, 2] = mean, 1 / sqrt(var + eps); for backward
 };
 
 template <class T>
 struct StcBackward {
   StcInputs<T> in;
   bool gradient_detach;  // the gate convolutions saw detached spikes
-  const T* u;            // as saved by the forward pass
+  const T* potentials;   // as saved by the forward pass
   const double* norm_stats;
   Strided<const T> grad_spikes_out;
-  Strided<const T> grad_v_out;
+  Strided<const T> grad_states_out[kMaxStates];
   Strided<const T> grad_v_seq_out;
-  T* grad_current;          // [T, N, C, H, W]
-  T* grad_v;                // [N, C, H, W]
-  T* grad_spikes;           // [N, C, H, W]; null when gradient_detach or when there were no spikes before
-  T* grad_temporal_weight;  // [C, C / groups, K, K]
+  T* grad_current;             // [T, N, C, H, W]
+  T* grad_states[kMaxStates];  // [N, C, H, W], before the first step
+  T* grad_spikes;              // [N, C, H, W]; null when gradient_detach or when there were no spikes before
+  T* grad_threshold;           // [C]; null = not wanted
+  T* grad_coefficients;        // [kCoefficients, C]; null = not wanted
+  T* grad_temporal_weight;     // [C, C / groups, K, K]
   T* grad_spatial_weight;
   T* grad_norm_weight[kNorms];  // [C]
   T* grad_norm_bias[kNorms];
+};
+
+// ---- element-wise neurons: a scan over the steps -----------------------------------------------------------------
+
+// A sequence is `steps` arrays of `neurons` numbers each. Within a step all tensors of a call have the layout of the
+// current: any order of its dimensions without gaps, so that neuron i belongs to channel i / channel_stride % channels.
+struct ScanShape {
+  int64_t steps;     // T
+  int64_t neurons;   // N C H W
+  int64_t channels;  // C
+  int64_t channel_stride;
+};
+
+template <class T>
+struct ScanInputs {
+  ScanShape shape;
+  int neuron;  // index in ScanCells (cell.h)
+  CellOptions<T> cell;
+  Storage storage;              // of current, spikes and the gradients of both; the CPU kernels take kState alone
+  const T* threshold;           // [C]; null: that of `cell`, for all channels
+  const T* coefficients;        // [kCoefficients, C]
+  const T* current;             // the backward pass reads it for the gradient of coefficients alone
+  int64_t current_step;         // from one step to the next
+  const T* states[kMaxStates];  // before the first step; null = 0
+};
+
+// Null = not wanted.
+template <class T>
+struct ScanForward {
+  ScanInputs<T> in;
+  T* spikes;              // [T, neurons]
+  T* states[kMaxStates];  // [neurons], after the last step
+  T* v_seq;               // [T, neurons]
+  T* potentials;          // [kPotentials, T, neurons]; for backward
+};
+
+template <class T>
+struct ScanBackward {
+  ScanInputs<T> in;
+  const T* potentials;
+  const T* grad_spikes_out;  // null = 0, as for the next two
+  const T* grad_states_out[kMaxStates];
+  const T* grad_v_seq_out;
+  T* grad_current;             // [T, neurons]
+  T* grad_states[kMaxStates];  // [neurons], before the first step
+  T* grad_threshold;           // [C]
+  T* grad_coefficients;        // [kCoefficients, C]
 };
 
 }  // namespace stc

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cell.h"
+
 namespace stc {
 namespace {
 
-constexpr int kRunPixels = 16, kMaxMap = 32, kMaxWarps = 16;
-// No less than the static shared memory of the persistent kernels.
-constexpr int64_t kStaticForward = 3840, kStaticBackward = 4352;
+constexpr int kRunPixels = 16, kMaxMap = 32, kMaxWarps = 16, kParkingSlots = 8;
+// No less than the static shared memory of the persistent kernels, without and for each coefficient of a cell.
+constexpr int64_t kStaticForward = 3840, kStaticBackward = 4480, kStaticCoefficient = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -25,6 +27,11 @@ const char* why_not_persistent(const Shape& s, const Request& r) {
   return nullptr;
 }
 
+int64_t static_bytes(const Request& r) {
+  const int64_t coefficients = CircuitCells::traits(r.neuron).coefficients;
+  return (r.backward ? kStaticBackward : kStaticForward) + coefficients * kStaticCoefficient;
+}
+
 void size_persistent(const Shape& s, const Request& r, Plan& p) {
   const int64_t in_group = s.channels / s.groups, tiles = in_group / 8, taps = s.kernel * s.kernel;
   const int64_t runs = s.height * ceil_div(s.width, kRunPixels);
@@ -33,21 +40,26 @@ void size_persistent(const Shape& s, const Request& r, Plan& p) {
   // One fp32 number a neuron: the membrane potential, or in the backward pass the gradient of u.
   const int64_t neurons = p.runs_per_warp * tiles * p.warps * 32 * 16;
   p.dynamic_bytes = neurons;
-  const int64_t fixed = r.backward ? kStaticBackward : kStaticForward;
+  const CellTraits cell = CircuitCells::traits(r.neuron);
+  const int64_t fixed = static_bytes(r);
   const auto take_if_it_fits = [&](int64_t bytes) {
     const bool fits = fixed + p.dynamic_bytes + bytes <= r.shared_bytes_limit;
     if (fits) p.dynamic_bytes += bytes;
     return fits;
   };
   if (r.backward) {
-    // the sums of the warps and, for the transposed convolutions, z' of four channels as three bf16 numbers share one
-    // place
-    const int64_t sums = kMaxWarps * in_group * 6 * 4;
+    // the sums of the warps with the parked gates and, for the transposed convolutions, z' of four channels as three
+    // bf16 numbers share one place
+    const bool parks = p.runs_per_warp * tiles == kParkingSlots;
+    const int64_t sums = kMaxWarps * in_group * 6 * 4 + (parks ? p.warps * 32 * 32 : 0);
     const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + (s.width % kRunPixels ? kRunPixels : 0);
     p.dynamic_bytes += std::max(sums, r.attached ? ceil_div(3 * area * 4 * 2, 16) * 16 : 0);
+    p.near_second = cell.states > 1 && take_if_it_fits(neurons);
     p.cached_u = take_if_it_fits(neurons);
   } else {
-    p.resident_weights = take_if_it_fits(ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16);
+    // beside a second state it would have to spill registers
+    p.resident_weights = cell.states == 1 && take_if_it_fits(ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16);
+    p.near_second = cell.states > 1 && take_if_it_fits(neurons);
   }
   p.cached_current = take_if_it_fits(neurons);
 }
@@ -68,8 +80,7 @@ Plan plan(const Shape& shape, const Request& request) {
   p.reason = why_not_persistent(shape, request);
   if (!p.reason) {
     size_persistent(shape, request, p);
-    const int64_t fixed = request.backward ? kStaticBackward : kStaticForward;
-    if (fixed + p.dynamic_bytes > request.shared_bytes_limit) p.reason = "too little shared memory";
+    if (static_bytes(request) + p.dynamic_bytes > request.shared_bytes_limit) p.reason = "too little shared memory";
   }
   p.kernel = p.reason ? KernelKind::kGeneral : KernelKind::kPersistent;
   if (!p.reason) p.reason = "8 or 16 channels a group on a map up to 32x32";

@@ -19,6 +19,7 @@ enum class KernelKind : int {
 // What a call asks for beside its shape, and what the device allows.
 struct Request {
   Device device = Device::kCpu;
+  int neuron = 0;  // index in CircuitCells
   bool double_precision = false;
   bool spiking = true;
   bool backward = false;
@@ -40,6 +41,7 @@ struct Plan {
   bool resident_weights;  // of the gates, in shared memory; else they stream through the first-level cache
   bool cached_current;    // in shared memory, fetched ahead; else it is read again from global memory
   bool cached_u;          // backward: u of the step before, in shared memory
+  bool near_second;       // the second state of a cell or its gradient, in shared memory; else in global memory
   int64_t dynamic_bytes;  // dynamic shared memory of a block
 };
 

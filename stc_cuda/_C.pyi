@@ -1,8 +1,10 @@
 from typing import Any
 
 def build_info() -> dict[str, Any]: ...
+def cells() -> dict[str, dict[str, Any]]: ...
 def plan(
     *,
+    neuron: str,
     steps: int,
     samples: int,
     channels: int,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # isort: off
 from . import _ops as _ops  # registers the compiled backends
-from . import data, metrics, models, profiling
 from . import reference  # type: ignore[attr-defined]  # python_ref/ in the checkout
+from . import data, metrics, models, profiling
 # isort: on
 
 from ._build import build_info, warn_without_cuda
@@ -14,14 +14,33 @@ from ._version import __version__
 from .backends import Backend, backend_names, register_backend
 from .config import STCConfig
 from .function import STCFunction
-from .functional import stc_lif, unpack_spikes
-from .neurons import STCLIF
+from .functional import (
+    glif,
+    integrate_fire,
+    lif,
+    lmh,
+    plif,
+    scan,
+    stc_lif,
+    stc_lmh,
+    stc_plif,
+    tclif,
+    unpack_spikes,
+)
+from .neurons import GLIF, LIF, LMH, PLIF, STCLIF, STCLMH, STCPLIF, TCLIF
 from .surrogate import Surrogate
 
 warn_without_cuda()
 
 __all__ = [
+    "GLIF",
+    "LIF",
+    "LMH",
+    "PLIF",
     "STCLIF",
+    "STCLMH",
+    "STCPLIF",
+    "TCLIF",
     "Backend",
     "KernelPlan",
     "STCConfig",
@@ -31,12 +50,21 @@ __all__ = [
     "backend_names",
     "build_info",
     "data",
+    "glif",
+    "integrate_fire",
     "kernel_plan",
+    "lif",
+    "lmh",
     "metrics",
     "models",
+    "plif",
     "profiling",
     "reference",
     "register_backend",
+    "scan",
     "stc_lif",
+    "stc_lmh",
+    "stc_plif",
+    "tclif",
     "unpack_spikes",
 ]

@@ -5,6 +5,8 @@ The operators trust what passes here and only guard memory safety themselves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from .config import STCConfig
@@ -86,18 +88,56 @@ def check_norm_pair(name: str, norm: object) -> Pair:
     return norm[0], norm[1]
 
 
-def check_call(
+def _check_states(current: torch.Tensor, states: Mapping[str, torch.Tensor | None], shape_hint: str) -> None:
+    for name, value in states.items():
+        if value is not None:
+            # Spikes among the states of an element-wise neuron are the kernel's own and so of the state's dtype; the
+            # caller may give them in that of the spikes.
+            dtypes = (state_dtype(current.dtype),) + ((current.dtype,) if name == "spikes" else ())
+            _check_like(name, value, tuple(current.shape[1:]), shape_hint, current, dtypes)
+
+
+def _check_parameters(current: torch.Tensor, channels: int, parameters: Mapping[str, object]) -> None:
+    dtypes = (current.dtype, state_dtype(current.dtype))
+    for name, value in parameters.items():
+        if isinstance(value, torch.Tensor) and value.shape == (1,):
+            _check_like(name, value, (1,), "[1]", current, dtypes)
+        else:
+            _check_like(name, value, (channels,), "[C], or [1] for all channels", current, dtypes)
+
+
+def check_scan(
+    current: torch.Tensor, states: Mapping[str, torch.Tensor | None], parameters: Mapping[str, object]
+) -> None:
+    """Checks one call of an element-wise neuron.
+
+    Raises:
+        TypeError: something is not a dense floating-point tensor, or dtypes do not fit.
+        ValueError: ranks, shapes or devices do not fit.
+    """
+    check_tensor("current", current, "[T, N, *]")
+    if current.dim() < 2:
+        raise ValueError(f"current: got shape {list(current.shape)}, expected at least 2 dimensions: [T, N, *]")
+    _check_states(current, states, "[N, *], the state before the first step")
+    _check_parameters(current, channels_of(current), parameters)
+
+
+def channels_of(current: torch.Tensor) -> int:
+    """C of ``[T, N, C, *]``; what has no channels counts as one."""
+    return current.shape[2] if current.dim() > 2 else 1
+
+
+def check_circuit(
     current: torch.Tensor,
     temporal_weight: torch.Tensor,
     spatial_weight: torch.Tensor,
-    v: torch.Tensor | None,
+    states: Mapping[str, torch.Tensor | None],
     spikes: torch.Tensor | None,
-    current_norm: Pair,
-    temporal_norm: Pair,
-    spatial_norm: Pair,
+    norms: tuple[Pair, Pair, Pair],
+    parameters: Mapping[str, object],
     config: STCConfig,
 ) -> None:
-    """Checks one call of the STC recurrence.
+    """Checks one call of a circuit neuron.
 
     Raises:
         TypeError: something is not a dense floating-point tensor, or dtypes do not fit.
@@ -134,13 +174,12 @@ def check_call(
     _check_like("temporal_weight", temporal_weight, weight_shape, hint, current, stored + state)
     _check_like("spatial_weight", spatial_weight, weight_shape, f"{hint} of temporal_weight", current, stored + state)
 
-    state_shape = (current.shape[1], channels, height, width)
-    for name, value, dtypes in (("v", v, state), ("spikes", spikes, stored)):
-        if value is not None:
-            _check_like(name, value, state_shape, "[N, C, H, W], the state before the first step", current, dtypes)
+    state_hint = "[N, C, H, W], the state before the first step"
+    _check_states(current, states, state_hint)
+    if spikes is not None:
+        _check_like("spikes", spikes, tuple(current.shape[1:]), state_hint, current, stored)
 
-    pairs = (("current_norm", current_norm), ("temporal_norm", temporal_norm), ("spatial_norm", spatial_norm))
-    for name, (weight, bias) in pairs:
+    for name, (weight, bias) in zip(("current_norm", "temporal_norm", "spatial_norm"), norms, strict=True):
         if weight is None and bias is None:
             continue
         if weight is None or bias is None:
@@ -148,6 +187,7 @@ def check_call(
             raise ValueError(f"{name}: got no {missing}, expected both weight and bias, or neither for no norm")
         _check_like(f"{name} weight", weight, (channels,), "[C]", current, stored + state)
         _check_like(f"{name} bias", bias, (channels,), "[C]", current, stored + state)
+    _check_parameters(current, channels, parameters)
 
 
 def check_binary(spikes: torch.Tensor | None, spiking: bool) -> None:

@@ -43,6 +43,8 @@ class KernelPlan:
         resident_weights: whether the weights of the gates stay in shared memory (persistent forward).
         cached_current: whether the current is fetched into shared memory (persistent kernels).
         cached_u: whether u of the step before stays in shared memory (persistent backward).
+        near_second: whether the second state of a neuron that has one, or its gradient, stays in shared memory
+            (persistent kernels).
     """
 
     kernel: str
@@ -56,6 +58,7 @@ class KernelPlan:
     resident_weights: bool
     cached_current: bool
     cached_u: bool
+    near_second: bool
 
 
 def kernel_plan(
@@ -63,6 +66,7 @@ def kernel_plan(
     kernel_size: int,
     groups: int,
     *,
+    neuron: str = "stclif",
     norm_groups: int | None = None,
     dtype: torch.dtype = torch.float32,
     spiking: bool = True,
@@ -72,12 +76,13 @@ def kernel_plan(
     capability: tuple[int, int] = (9, 0),
     shared_memory: int | None = None,
 ) -> KernelPlan:
-    """Tells which kernel :func:`stc_cuda.stc_lif` runs for a shape; needs no GPU.
+    """Tells which kernel runs a circuit neuron for a shape; needs no GPU.
 
     Args:
         current_shape: ``[T, N, C, H, W]``.
         kernel_size: of both gate convolutions, odd.
         groups: of the gate convolutions.
+        neuron: ``"stclif"``, ``"stcplif"`` or ``"stclmh"``.
         norm_groups: of the norms; ``None`` = ``groups``.
         dtype: of the current.
         spiking: hard spikes (``True``) or soft ones.
@@ -107,6 +112,8 @@ def kernel_plan(
             raise ValueError(f"{name}: got {count}, expected a divisor of the {shape[2]} channels of current_shape")
     if dtype not in DTYPES:
         raise TypeError(f"dtype: got {dtype}, expected {' or '.join(map(str, DTYPES))}")
+    if neuron not in ("stclif", "stcplif", "stclmh"):
+        raise ValueError(f"neuron: got {neuron!r}, expected 'stclif', 'stcplif' or 'stclmh'")
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
     major, minor = capability
@@ -119,6 +126,7 @@ def kernel_plan(
         shared_memory = 1024 * _SHARED_KIB.get((major, minor), 0)
     return KernelPlan(
         **extension.plan(
+            neuron=neuron,
             steps=shape[0],
             samples=shape[1],
             channels=shape[2],

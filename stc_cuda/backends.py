@@ -1,11 +1,13 @@
 """The registry of backends: which implementation runs a call.
 
-A backend is a pair of functions with the signatures of the operators ``stc_cuda::stc_forward`` and
-``stc_cuda::stc_backward`` (see csrc/ops.h). Registering one is enough for ``backend="name"`` to work everywhere.
+A backend is four functions with the signatures of the operators ``stc_cuda::stc_forward``, ``stc_backward`` (see
+csrc/ops.h), ``scan_forward`` and ``scan_backward`` (csrc/scan_ops.h). Registering one is enough for ``backend="name"``
+to work everywhere. The reference is none of them: it runs under ordinary autograd (_call.py).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +15,19 @@ from typing import Any
 import torch
 
 from ._build import build_info
+from .config import NeuronConfig
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of the recurrence.
+    """One implementation of the recurrences.
 
     Attributes:
         name: what users pass as ``backend=``.
         forward: called like ``torch.ops.stc_cuda.stc_forward``.
         backward: called like ``torch.ops.stc_cuda.stc_backward``.
+        scan_forward: called like ``torch.ops.stc_cuda.scan_forward``; None = the backend has no element-wise neurons.
+        scan_backward: called like ``torch.ops.stc_cuda.scan_backward``.
         device_types: ``torch.device.type`` of the tensors it takes; empty = any.
         checks_spikes: whether ``forward`` itself raises for initial spikes other than 0 and 1 in spiking mode. Where it
             does not, that is checked before a call.
@@ -33,7 +38,11 @@ class Backend:
     backward: Callable[..., Any]
     device_types: frozenset[str]
     checks_spikes: bool = False
+    scan_forward: Callable[..., Any] | None = None
+    scan_backward: Callable[..., Any] | None = None
 
+
+REFERENCE = "reference"
 
 _BACKENDS: dict[str, Backend] = {}
 # The backend that "auto" stands for, by device type.
@@ -42,14 +51,44 @@ _AUTO: dict[str, str] = {"cpu": "cpu", "cuda": "cuda"}
 
 def register_backend(backend: Backend) -> None:
     """Makes ``backend`` selectable by name; a name can be registered once."""
-    if backend.name in _BACKENDS or backend.name == "auto":
+    if backend.name in _BACKENDS or backend.name in ("auto", REFERENCE):
         raise ValueError(f"backend: {backend.name!r} is registered already")
     _BACKENDS[backend.name] = backend
 
 
 def backend_names() -> list[str]:
     """Names that ``backend=`` accepts, ``"auto"`` first."""
-    return ["auto", *sorted(_BACKENDS)]
+    return ["auto", *sorted([*_BACKENDS, REFERENCE])]
+
+
+_warned_of: set[str] = set()
+
+
+def runs_on_reference(config: NeuronConfig) -> bool:
+    """Whether a call runs on the reference: it was asked for, or the surrogate is a function that no kernel knows.
+
+    Warns of the latter once for each kind of function.
+
+    Raises:
+        ValueError: kernels were asked for by name and do not know the surrogate.
+    """
+    function = config.surrogate_function
+    if function is None or config.backend == REFERENCE:
+        return config.backend == REFERENCE
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    if config.backend != "auto":
+        raise ValueError(
+            f"backend: {config.backend!r} was asked for, and no kernel knows the surrogate {name}; pass "
+            "backend='auto' or 'reference' for the slow PyTorch path, or a surrogate by name (stc_cuda.Surrogate)"
+        )
+    if name not in _warned_of and not torch.compiler.is_compiling():
+        _warned_of.add(name)
+        warnings.warn(
+            f"stc_cuda: no kernel knows the surrogate {name}, so calls with it run on the reference (plain PyTorch, "
+            "slowly); kernels know those of stc_cuda.Surrogate",
+            stacklevel=4,  # the caller of a functional form
+        )
+    return True
 
 
 def select_backend(name: str, device: torch.device) -> Backend:

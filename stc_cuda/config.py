@@ -1,9 +1,12 @@
-"""Options of the STC recurrence, checked once when they are put together."""
+"""Options of the neurons, checked once when they are put together."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 #: Surrogates that the kernels know, with their default ``alpha``. Formulas: :mod:`stc_cuda.reference.surrogate`.
 SURROGATE_ALPHA: dict[str, float] = {
@@ -33,36 +36,29 @@ def _require_count(name: str, value: object) -> None:
         raise ValueError(f"{name}: got {value}, expected at least 1")
 
 
-@dataclass(frozen=True)
-class STCConfig:
-    """Options of :class:`stc_cuda.STCFunction`; the same names and meanings as in :func:`stc_cuda.stc_lif`.
+@dataclass(frozen=True, kw_only=True)
+class NeuronConfig:
+    """Options that all neurons share; the same names and meanings as in :func:`stc_cuda.lif`.
+
+    ``surrogate_function`` is a function of ``z = u - v_threshold`` that no kernel knows; it takes the place of
+    ``surrogate``, and the reference runs the call.
 
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option is out of range; the message names it, what was given and what was expected.
     """
 
-    groups: int
-    norm_groups: int | None = None
-    eps: float = 1e-5
     v_threshold: float = 1.0
     v_reset: float | None = None
     surrogate: str = "sigmoid"
     alpha: float | None = None
-    gradient_detach: bool = False
+    surrogate_function: Callable[[Tensor], Tensor] | None = None
     detach_reset: bool = False
     spiking: bool = True
     store_v_seq: bool = False
-    packed_spikes: bool = False
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _require_count("groups", self.groups)
-        if self.norm_groups is not None:
-            _require_count("norm_groups", self.norm_groups)
-        _require_finite("eps", self.eps)
-        if self.eps < 0:
-            raise ValueError(f"eps: got {self.eps}, expected 0 or more")
         _require_finite("v_threshold", self.v_threshold)
         if self.v_reset is not None:
             _require_finite("v_reset", self.v_reset)
@@ -74,24 +70,53 @@ class STCConfig:
             _require_finite("alpha", self.alpha)
             if self.alpha <= 0:
                 raise ValueError(f"alpha: got {self.alpha}, expected a number above 0")
-        for name in ("gradient_detach", "detach_reset", "spiking", "store_v_seq", "packed_spikes"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise TypeError(f"{name}: got {type(value).__name__}, expected True or False")
-        if self.packed_spikes and not self.spiking:
-            raise ValueError("packed_spikes: got True with spiking=False, but only 0/1 spikes can be packed into bits")
+        self._require_flags("detach_reset", "spiking", "store_v_seq")
         if not isinstance(self.backend, str):
             raise TypeError(f"backend: got {type(self.backend).__name__}, expected a name such as 'auto'")
 
-    @property
-    def resolved_norm_groups(self) -> int:
-        """``norm_groups``, or ``groups`` where that is None."""
-        return self.groups if self.norm_groups is None else self.norm_groups
+    def _require_flags(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}: got {type(value).__name__}, expected True or False")
 
     @property
     def resolved_alpha(self) -> float:
         """``alpha``, or the surrogate's own default where that is None."""
         return SURROGATE_ALPHA[self.surrogate] if self.alpha is None else float(self.alpha)
+
+
+@dataclass(frozen=True)
+class STCConfig(NeuronConfig):
+    """Options of :class:`stc_cuda.STCFunction`; the same names and meanings as in :func:`stc_cuda.stc_lif`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range; the message names it, what was given and what was expected.
+    """
+
+    groups: int
+    norm_groups: int | None = None
+    eps: float = 1e-5
+    gradient_detach: bool = False
+    packed_spikes: bool = False
+
+    def __post_init__(self) -> None:
+        _require_count("groups", self.groups)
+        if self.norm_groups is not None:
+            _require_count("norm_groups", self.norm_groups)
+        _require_finite("eps", self.eps)
+        if self.eps < 0:
+            raise ValueError(f"eps: got {self.eps}, expected 0 or more")
+        super().__post_init__()
+        self._require_flags("gradient_detach", "packed_spikes")
+        if self.packed_spikes and not self.spiking:
+            raise ValueError("packed_spikes: got True with spiking=False, but only 0/1 spikes can be packed into bits")
+
+    @property
+    def resolved_norm_groups(self) -> int:
+        """``norm_groups``, or ``groups`` where that is None."""
+        return self.groups if self.norm_groups is None else self.norm_groups
 
 
 def _surrogate_names() -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from .config import SURROGATE_ALPHA
 
@@ -28,38 +32,55 @@ class Surrogate:
     ``superspike`` has its alpha in front, as in SpikingJelly; ``fast_sigmoid`` is what snnTorch calls so.
 
     Args:
-        name: one of the table.
+        name: one of the table; not read when ``function`` is given.
         alpha: steepness (dimensionless); ``None`` is the surrogate's own default, that of the table.
         spiking: ``False`` replaces the Heaviside step by the surrogate's primitive, the smooth step with this
             derivative: formulas in :mod:`stc_cuda.reference.surrogate`.
+        function: one's own: takes z and returns the spikes, with whatever gradient autograd has for it. No kernel knows
+            it, so the call runs on the reference, slowly, and warns of that once.
     """
 
     name: str = "sigmoid"
     alpha: float | None = None
     spiking: bool = True
+    function: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same as options of :class:`stc_cuda.config.NeuronConfig`."""
+        return {
+            "surrogate": self.name,
+            "alpha": self.alpha,
+            "spiking": self.spiking,
+            "surrogate_function": self.function,
+        }
 
 
-def as_surrogate(surrogate_function: object) -> Surrogate:
-    """Reads a name, a :class:`Surrogate`, or a SpikingJelly surrogate object (by class name, ``.alpha``, ``.spiking``).
+def as_surrogate(surrogate_function: object, argument: str = "surrogate_function") -> Surrogate:
+    """Reads a name, a :class:`Surrogate`, a SpikingJelly surrogate object, or any other callable.
+
+    An object whose class is called like one of the table and that has an ``alpha`` is that surrogate (SpikingJelly's
+    ``PiecewiseQuadratic(alpha=2.0)``, say), soft where its ``spiking`` is false.
 
     Raises:
-        ValueError: no kernel knows this surrogate.
+        ValueError: an unknown name, or nothing that can be called.
     """
     if isinstance(surrogate_function, Surrogate):
         surrogate = surrogate_function
     elif isinstance(surrogate_function, str):
         surrogate = Surrogate(surrogate_function)
     else:
-        # ``PiecewiseQuadratic`` is ``piecewise_quadratic``
         names = {name.replace("_", ""): name for name in SURROGATE_ALPHA}
-        given = type(surrogate_function).__name__.lower()
+        known = names.get(type(surrogate_function).__name__.lower())
         alpha = getattr(surrogate_function, "alpha", None)
-        surrogate = Surrogate(
-            name=names.get(given, given),
-            alpha=None if alpha is None else float(alpha),
-            spiking=bool(getattr(surrogate_function, "spiking", True)),
+        if known and isinstance(alpha, (int, float)):
+            return Surrogate(known, float(alpha), bool(getattr(surrogate_function, "spiking", True)))
+        if callable(surrogate_function) and not isinstance(surrogate_function, type):
+            return Surrogate(function=surrogate_function)
+        surrogate = Surrogate(name="")
+    if surrogate.function is None and surrogate.name not in SURROGATE_ALPHA:
+        known_names = ", ".join(map(repr, SURROGATE_ALPHA))
+        raise ValueError(
+            f"{argument}: got {surrogate_function!r}, expected one of {known_names}, or a function of u - v_threshold"
         )
-    if surrogate.name not in SURROGATE_ALPHA:
-        known = ", ".join(map(repr, SURROGATE_ALPHA))
-        raise ValueError(f"surrogate_function: got {surrogate_function!r}, expected one of {known}")
     return surrogate

@@ -1,14 +1,16 @@
-"""Random problems for the STC kernels, the float64 oracle that answers them, and the measures of agreement.
+"""Random problems for the neurons, the float64 oracle that answers them, and the measures of agreement.
 
-The oracle is ``stc_cuda.reference`` in float64, which test_reference.py checks against independent transcriptions of
-the equations. Every comparison follows the numerics policy: spikes of float32 may differ from the oracle's only where
-the oracle's ``|u - v_threshold|`` is at most ``BAND (|v| + |I| + 1)``, and gradients of float32 may be at most twice
-as wrong as those of plain PyTorch in float32.
+The oracle is ``stc_cuda.reference`` in float64, which test_reference.py and test_reference_neurons.py check against
+independent transcriptions of the equations. Every comparison follows the numerics policy: spikes of float32 may differ
+from the oracle's only where the oracle's ``|u - v_threshold|`` is at most ``BAND (|v| + |I| + 1)``, with ``|d|`` added
+for a neuron with a dendrite, and gradients of float32 may be at most twice as wrong as those of plain PyTorch in
+float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,19 +22,16 @@ from cuda_emulation import NAME as EMULATED  # importing it registers the backen
 from torch import Tensor
 
 import stc_cuda
+from stc_cuda.config import SURROGATE_ALPHA
 
+WEIGHTS = ("temporal_weight", "spatial_weight")
+NORMS = ("current_norm", "temporal_norm", "spatial_norm")
 INPUTS = (
     "current",
-    "temporal_weight",
-    "spatial_weight",
+    *WEIGHTS,
     "v",
     "spikes",
-    "current_norm_weight",
-    "current_norm_bias",
-    "temporal_norm_weight",
-    "temporal_norm_bias",
-    "spatial_norm_weight",
-    "spatial_norm_bias",
+    *(f"{norm}_{part}" for norm in NORMS for part in ("weight", "bias")),
 )
 OUTPUTS = ("spikes", "v", "v_seq")
 BAND = 64 * 2.0**-24
@@ -58,21 +57,67 @@ def affordable(case: Case, backend: str) -> bool:
     return backend != EMULATED or case.multiplications <= EMULATED_MULTIPLICATIONS
 
 
-def kernel(backend: str) -> Function:
-    """``stc_lif`` on one backend."""
+def kernel(backend: str, neuron: str = "stc_lif") -> Function:
+    """A neuron on one backend."""
 
     def call(*args: Tensor, **options: object) -> tuple[Tensor, ...]:
-        return stc_cuda.stc_lif(*args, **options, backend=backend)  # type: ignore[arg-type]
+        return getattr(stc_cuda, neuron)(*args, **options, backend=backend)
 
     return call
 
 
-def eager(*args: Tensor, **options: object) -> tuple[Tensor, ...]:
-    """The reference itself, under ordinary autograd."""
-    return stc_cuda.reference.stc_lif(*args, **options)  # type: ignore[arg-type]
+def reference(neuron: str) -> Function:
+    """The reference's function itself, under ordinary autograd."""
+    return getattr(stc_cuda.reference, neuron)
+
+
+eager = reference("stc_lif")
 
 
 # --- problems -------------------------------------------------------------------------------------------------------
+
+LMH = ("dendrite_decay", "soma_to_dendrite", "dendrite_to_soma", "soma_decay")
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """What a function takes beside the current: names of parameters, states and options.
+
+    Attributes:
+        takes_spikes: those before the first step are a state of the neuron.
+        own_threshold: the threshold is among the parameters.
+        resets: by the spike of the same step; otherwise by that of the step before, and v is u.
+    """
+
+    parameters: tuple[str, ...] = ()
+    states: tuple[str, ...] = ("v",)
+    options: tuple[str, ...] = ()
+    circuit: bool = False
+    takes_spikes: bool = False
+    own_threshold: bool = False
+    resets: bool = True
+
+
+CIRCUIT_OPTIONS = ("groups", "norm_groups", "eps", "gradient_detach")
+NEURONS = {
+    "integrate_fire": Neuron(),
+    "lif": Neuron(options=("tau", "decay_input")),
+    "plif": Neuron(("decay_logit",), options=("textbook",)),
+    "lmh": Neuron(LMH, ("v", "dendrite")),
+    "tclif": Neuron(
+        ("soma_to_dendrite", "dendrite_to_soma", "reset_gain"), ("v", "dendrite"), takes_spikes=True, resets=False
+    ),
+    "glif": Neuron(
+        ("gate_alpha", "gate_beta", "gate_gamma", "tau", "threshold", "leak", "conduct", "reset"),
+        takes_spikes=True,
+        own_threshold=True,
+        resets=False,
+    ),
+    "stc_lif": Neuron((), ("v",), CIRCUIT_OPTIONS, circuit=True, takes_spikes=True),
+    "stc_plif": Neuron(("decay_logit",), ("v",), CIRCUIT_OPTIONS, circuit=True, takes_spikes=True),
+    "stc_lmh": Neuron(LMH, ("v", "dendrite"), CIRCUIT_OPTIONS, circuit=True, takes_spikes=True),
+}
+ELEMENTWISE = [name for name, neuron in NEURONS.items() if not neuron.circuit]
 
 MAPS = ((1, 1), (1, 7), (2, 2), (3, 1), (5, 3), (4, 4), (7, 9), (6, 33), (16, 16), (37, 41))
 CHANNELS_PER_GROUP = (1, 3, 5, 8, 16, 17, 33)
@@ -83,9 +128,10 @@ MAX_MULTIPLICATIONS = 60_000_000
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration; ``seed`` makes its tensors."""
+    """One configuration; ``seed`` makes its tensors. Neurons without gates read no option of gates and norms."""
 
     seed: int = 0
+    neuron: str = "stc_lif"
     steps: int = 3
     samples: int = 2
     groups: int = 2
@@ -113,10 +159,24 @@ class Case:
     gate_gain: float = 0.5
     layout: str = "contiguous"
     upstream: tuple[str, ...] = OUTPUTS
+    dimensions: int = 5
+    per_channel: bool = True
+    learnt_threshold: bool = False
+    tau: float = 2.0
+    decay_input: bool = True
+    textbook: bool = False
+
+    @property
+    def kind(self) -> Neuron:
+        return NEURONS[self.neuron]
 
     @property
     def channels(self) -> int:
         return self.groups * self.in_group
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (self.samples, self.channels, self.height, self.width)[: self.dimensions - 1]
 
     @property
     def norm_elements(self) -> int:
@@ -127,22 +187,25 @@ class Case:
     def degenerate(self) -> bool:
         """Whether a norm leaves (next to) nothing of what enters it, so that gradients before it are rounding."""
         one_weight = self.in_group * self.kernel == 1 and self.norm_groups in (None, self.channels)
-        return self.norm_elements <= 2 or one_weight
+        return self.kind.circuit and (self.norm_elements <= 2 or one_weight)
 
     @property
     def neurons(self) -> int:
         """Neurons times steps times samples."""
-        return self.steps * self.samples * self.channels * self.height * self.width
+        return self.steps * math.prod(self.state_shape)
 
     @property
     def multiplications(self) -> int:
-        """Of both gate convolutions over the whole sequence."""
-        return 2 * self.neurons * self.in_group * self.kernel**2
+        """Of both gate convolutions over the whole sequence; a neuron without them counts as some ten."""
+        return self.neurons * (2 * self.in_group * self.kernel**2 if self.kind.circuit else 10)
 
     def options(self) -> dict[str, object]:
-        """Keyword arguments of ``stc_lif`` that are not tensors."""
-        names = ("groups", "norm_groups", "eps", "v_threshold", "v_reset", "surrogate", "alpha", "gradient_detach")
-        names += ("detach_reset", "spiking", "store_v_seq")
+        """Keyword arguments of the neuron's function that are not tensors."""
+        names = ("surrogate", "alpha", "detach_reset", "spiking", "store_v_seq", *self.kind.options)
+        if self.kind.resets:
+            names += ("v_reset",)
+        if not (self.kind.own_threshold or self.learnt_threshold):
+            names += ("v_threshold",)
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
@@ -203,6 +266,48 @@ def random_case(seed: int) -> Case:
     return case
 
 
+DIMENSIONS = (2, 3, 4, 5)
+MAX_NEURONS = 20_000
+MAX_CIRCUIT_MULTIPLICATIONS = 4_000_000
+
+
+def random_case_of(neuron: str, seed: int) -> Case:
+    """The configuration of a seed for any neuron: every rank, surrogate and shape of its parameters."""
+    kind, draw = NEURONS[neuron], random.Random(f"{neuron} {seed}")
+    case = random_case(seed)
+    upstream = case.upstream + (("dendrite",) if "dendrite" in kind.states and draw.random() < 0.5 else ())
+    case = dataclasses.replace(
+        case,
+        neuron=neuron,
+        upstream=upstream,
+        surrogate=draw.choice(tuple(SURROGATE_ALPHA)),
+        per_channel=draw.random() < 0.5,
+        learnt_threshold=not kind.own_threshold and draw.random() < 0.5,
+    )
+    if case.surrogate == "superspike":
+        # Its alpha is a factor in front: 6 of it amplifies rounding from step to step.
+        case = dataclasses.replace(case, alpha=None)
+    if not kind.circuit:
+        case = dataclasses.replace(
+            case,
+            dimensions=draw.choice(DIMENSIONS),
+            drive=draw.uniform(-0.5, 1.5),
+            tau=draw.choice((1.0, 1.5, 2.0, 7.0)),
+            decay_input=draw.random() < 0.5,
+            textbook=draw.random() < 0.5,
+        )
+    for name in ("groups", "samples", "steps", "height", "width"):
+        while getattr(case, name) > 1 and (
+            case.multiplications > MAX_CIRCUIT_MULTIPLICATIONS if kind.circuit else case.neurons > MAX_NEURONS
+        ):
+            case = dataclasses.replace(case, **{name: getattr(case, name) - 1})
+    if case.channels % (case.norm_groups or 1):
+        case = dataclasses.replace(case, norm_groups=case.in_group)
+    if kind.circuit and case.samples * case.norm_elements == 1:
+        case = dataclasses.replace(case, samples=2)
+    return case
+
+
 def lay_out(x: Tensor, layout: str) -> Tensor:
     """The same values under other strides; ``expanded`` repeats the first sample and so changes the values."""
     if layout == "channels_last" and x.dim() >= 4:
@@ -243,26 +348,33 @@ def make_problem(case: Case, dtype: torch.dtype) -> Problem:
     def normal(*shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
         return (torch.randn(shape, generator=rng, dtype=torch.float64) * std + mean).to(dtype)
 
-    c, state = case.channels, (case.samples, case.channels, case.height, case.width)
+    c, state, neuron = case.channels, case.state_shape, case.kind
     weight_shape = (c, case.in_group, case.kernel, case.kernel)
     # Without a norm the sums themselves must be of the order of the gain.
     fan_in = case.in_group * case.kernel**2
-    inputs: Tensors = dict.fromkeys(INPUTS)
-    current_scale = (0.0, 1.0) if case.current_norm else (case.drive, case.spread)
+    taken = ("current", *neuron.states, *(("spikes",) if neuron.takes_spikes else ()))
+    inputs: Tensors = dict.fromkeys((*INPUTS, *neuron.states) if neuron.circuit else taken)
+    normed = neuron.circuit and case.current_norm
+    current_scale = (0.0, 1.0) if normed else (case.drive, case.spread)
     inputs["current"] = normal(case.steps, *state, mean=current_scale[0], std=current_scale[1])
-    for path, norm in (("temporal", case.temporal_norm), ("spatial", case.spatial_norm)):
+    paths = (("temporal", case.temporal_norm), ("spatial", case.spatial_norm))
+    for path, norm in paths if neuron.circuit else ():
         inputs[f"{path}_weight"] = normal(*weight_shape, std=(1.0 if norm else 2 * case.gate_gain) / fan_in**0.5)
         if norm:
             inputs[f"{path}_norm_weight"] = normal(c, std=case.gate_gain)
             inputs[f"{path}_norm_bias"] = normal(c, std=0.3)
-    if case.current_norm:
+    if normed:
         inputs["current_norm_weight"] = normal(c, mean=case.spread, std=0.2)
         inputs["current_norm_bias"] = normal(c, mean=case.drive, std=0.2)
     if case.initial_v:
-        inputs["v"] = normal(*state, std=0.7)
-    if case.initial_spikes:
+        inputs |= {name: normal(*state, std=0.7) for name in neuron.states}
+    if case.initial_spikes and neuron.takes_spikes:
         inputs["spikes"] = (normal(*state) > 0.5).to(dtype) if case.spiking else normal(*state).sigmoid()
-    shapes = {"spikes": (case.steps, *state), "v": state, "v_seq": (case.steps, *state)}
+    learnt = c if case.per_channel and case.dimensions > 2 else 1
+    inputs |= {name: normal(learnt, std=0.7) for name in neuron.parameters}
+    if case.learnt_threshold and not neuron.own_threshold:
+        inputs["v_threshold"] = normal(learnt, mean=case.v_threshold, std=0.1)
+    shapes = {"spikes": (case.steps, *state), "v": state, "dendrite": state, "v_seq": (case.steps, *state)}
     upstream = {name: normal(*shapes[name]) for name in case.upstream}
 
     # Weights keep their values under every layout; an expanded weight would make all gates of a group equal.
@@ -289,11 +401,14 @@ def call(function: Function, inputs: Mapping[str, Tensor | None], options: Mappi
     """Outputs by name."""
     pairs = {
         name: None if inputs[f"{name}_weight"] is None else (inputs[f"{name}_weight"], inputs[f"{name}_bias"])
-        for name in ("current_norm", "temporal_norm", "spatial_norm")
+        for name in NORMS
+        if f"{name}_weight" in inputs
     }
-    required = (inputs["current"], inputs["temporal_weight"], inputs["spatial_weight"])
-    outputs = function(*required, v=inputs["v"], spikes=inputs["spikes"], **pairs, **options)
-    return dict(zip(OUTPUTS, outputs, strict=False))
+    required = [inputs[name] for name in ("current", *WEIGHTS) if name in inputs]
+    others = {n: x for n, x in inputs.items() if n not in ("current", *WEIGHTS) and "_norm_" not in n}
+    outputs = function(*required, **others, **pairs, **options)
+    names = ("spikes", "v", *(name for name in inputs if name == "dendrite"), "v_seq")
+    return dict(zip(names, outputs, strict=False))
 
 
 def run(function: Function, problem: Problem, backward: bool = True) -> Outcome:
@@ -319,7 +434,7 @@ def run(function: Function, problem: Problem, backward: bool = True) -> Outcome:
 
 def solve(problem: Problem) -> Outcome:
     """The answer: the reference in float64 on the CPU, whatever the dtype of the problem."""
-    return run(eager, problem.to(device="cpu", dtype=torch.float64))
+    return run(reference(problem.case.neuron), problem.to(device="cpu", dtype=torch.float64))
 
 
 def solve_uncancelled(problem: Problem) -> Outcome:
@@ -341,46 +456,89 @@ def solve_uncancelled(problem: Problem) -> Outcome:
 
 @dataclass
 class Trace:
-    """Per step: state before it, current after its norm, membrane potential before the reset."""
+    """Per step, in float64: what the oracle starts from, adds up, and makes of it."""
 
-    v_before: Tensor
-    spikes_before: Tensor
-    current: Tensor
-    u: Tensor
+    before: dict[str, Tensor]  # states, v, spikes and so on
+    current: Tensor  # after its norm
+    u: Tensor  # membrane potential before the reset
+    outputs: dict[str, Tensor]  # spikes and states after the step
+    v_threshold: Tensor | float
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Of the terms of a potential; the rounding of float32 is a fraction of it."""
+        states = sum(x.abs() for name, x in self.before.items() if name != "spikes")
+        return states + self.current.abs() + 1
+
+
+def v_threshold_of(problem: Problem) -> Tensor | float:
+    """In float64, in a shape that broadcasts over a state."""
+    case, inputs = problem.case, problem.inputs
+    if "v_threshold" in problem.options:
+        return case.v_threshold
+    theta = inputs["threshold" if case.kind.own_threshold else "v_threshold"]
+    assert theta is not None
+    theta = theta.cpu().double().reshape(-1, *[1] * (case.dimensions - 3))
+    return theta.sigmoid() if case.kind.own_threshold else theta
+
+
+def states_before(problem: Problem, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The oracle's states before every step, in float64."""
+    inputs = problem.to(device="cpu", dtype=torch.float64).inputs
+    current = inputs["current"]
+    assert current is not None
+    kind = problem.case.kind
+    sequences = {"v": outputs["v_seq"], "spikes": outputs["spikes"]}
+    if "dendrite" in kind.states:  # no function returns its sequence
+        state, dendrites = dict(inputs), []
+        with torch.no_grad():
+            for x, s in zip(current.unbind(0), outputs["spikes"], strict=True):
+                after = call(reference(problem.case.neuron), {**state, "current": x[None]}, problem.options)
+                state |= {name: after[name] for name in kind.states} | ({"spikes": s} if kind.takes_spikes else {})
+                dendrites.append(after["dendrite"])
+        sequences["dendrite"] = torch.stack(dendrites)
+
+    def before(name: str) -> Tensor:
+        first = torch.zeros_like(current[0]) if inputs[name] is None else inputs[name]
+        return torch.cat([first[None], sequences[name][:-1]])  # type: ignore[index]
+
+    return {name: before(name) for name in (*kind.states, *(("spikes",) if kind.takes_spikes else ()))}
+
+
+def restarted(problem: Problem, before: Mapping[str, Tensor]) -> Problem:
+    """Every step from a state of its own, all steps in one call as if they were samples."""
+    current = problem.inputs["current"]
+    assert current is not None
+    states = {name: x.to(current.dtype).flatten(0, 1) for name, x in before.items()}
+    inputs = {**problem.inputs, **states, "current": current.flatten(0, 1)[None]}
+    return dataclasses.replace(problem, inputs=inputs)
 
 
 def trace(problem: Problem, outputs: Mapping[str, Tensor], state_dtype: torch.dtype = torch.float64) -> Trace:
-    """What lies between the oracle's outputs, in float64.
+    """What lies between the oracle's outputs.
 
     ``u`` comes from the reference too: below an unreachable threshold the state after the step is ``u``. A
     ``state_dtype`` of float32 rounds the states before each step, so that a float32 kernel can restart from them.
     """
-    inputs = problem.to(device="cpu", dtype=torch.float64).inputs
-    current = inputs["current"]
+    before = {name: x.to(state_dtype).double() for name, x in states_before(problem, outputs).items()}
+    case = problem.case
+    steps = restarted(problem.to(device="cpu", dtype=torch.float64), before)
+    current = problem.inputs["current"]
     assert current is not None
-
-    def before(name: str) -> Tensor:
-        first = inputs[name] if inputs[name] is not None else torch.zeros_like(current[0])
-        sequence = outputs["v_seq" if name == "v" else "spikes"]
-        return torch.cat([first[None], sequence[:-1]]).to(state_dtype).double()
-
-    v_before, spikes_before = before("v"), before("spikes")
-    options = {**problem.options, "v_threshold": 1e30, "v_reset": None, "spiking": True, "store_v_seq": False}
-    flat = {**inputs, "current": current.flatten(0, 1)[None]}
-    flat |= {"v": v_before.flatten(0, 1), "spikes": spikes_before.flatten(0, 1)}
     with torch.no_grad():
-        u = call(eager, flat, options)["v"].reshape(current.shape)
-        normed = current
-        if inputs["current_norm_weight"] is not None:
-            groups = problem.case.norm_groups or problem.case.groups
-            normed = torch.group_norm(
-                current.flatten(0, 1),
-                groups,
-                inputs["current_norm_weight"],
-                inputs["current_norm_bias"],
-                problem.case.eps,
-            ).reshape(current.shape)
-    return Trace(v_before, spikes_before, normed, u)
+        after = call(reference(case.neuron), steps.inputs, {**steps.options, "store_v_seq": False})
+        after = {name: x.reshape(current.shape) for name, x in after.items()}
+        u = after["v"]
+        if case.kind.resets:
+            inputs = {name: x for name, x in steps.inputs.items() if name != "v_threshold"}
+            options = {**steps.options, "v_threshold": 1e30, "spiking": True, "store_v_seq": False}
+            u = call(reference(case.neuron), inputs, options)["v"].reshape(current.shape)
+        normed = current.cpu().double()
+        if steps.inputs.get("current_norm_weight") is not None:
+            groups = case.norm_groups or case.groups
+            weight, bias = steps.inputs["current_norm_weight"], steps.inputs["current_norm_bias"]
+            normed = torch.group_norm(normed.flatten(0, 1), groups, weight, bias, case.eps).reshape(current.shape)
+    return Trace(before, normed, u, after, v_threshold_of(problem))
 
 
 # --- measures of agreement ------------------------------------------------------------------------------------------
@@ -391,7 +549,7 @@ def gradient_scales(problem: Problem, answer: Outcome) -> dict[str, float]:
     scales = {name: size(grad) for name, grad in answer.grads.items()}
     if problem.case.degenerate:
         uncancelled = {name: size(grad) for name, grad in solve_uncancelled(problem).grads.items()}
-        for norm in ("current_norm", "temporal_norm", "spatial_norm"):
+        for norm in NORMS:
             # The normalised value is itself rounding then, a fraction of what the bias sees.
             if f"{norm}_bias" in uncancelled:
                 uncancelled[f"{norm}_weight"] = max(uncancelled[f"{norm}_weight"], uncancelled[f"{norm}_bias"])
@@ -412,9 +570,18 @@ def size(x: Tensor) -> float:
     return torch.linalg.vector_norm(x.double()).item()
 
 
-def band(step: Trace, v_threshold: float) -> Tensor:
+def band(steps: Trace) -> Tensor:
     """Where the oracle's potential is too close to the threshold for float32 to decide."""
-    return (step.u - v_threshold).abs() <= BAND * (step.v_before.abs() + step.current.abs() + 1)
+    return (steps.u - steps.v_threshold).abs() <= BAND * steps.magnitude
+
+
+def on_edge(problem: Problem, steps: Trace) -> bool:
+    """Whether float32 cannot decide on which side of a jump of the surrogate gradient some potential lies."""
+    if problem.case.surrogate != "rect":
+        return False
+    alpha = SURROGATE_ALPHA["rect"] if problem.case.alpha is None else problem.case.alpha
+    distance = ((steps.u - steps.v_threshold).abs() - 0.5 / alpha).abs()
+    return bool((distance <= BAND * steps.magnitude).any())
 
 
 @dataclass
@@ -434,9 +601,9 @@ def free_running_flips(found: Tensor, expected: Tensor, undecided: Tensor) -> Fl
     """Counts the flips of each sample's first step that has any; what comes after follows another path."""
     wrong = found.double().cpu() != expected
     inside = outside = 0
-    clean = ~wrong.flatten(2).any(-1).any(0)
+    clean = ~wrong.flatten(2).any(-1).any(0) if wrong.dim() > 2 else ~wrong.any(0)
     for sample in (~clean).nonzero().flatten().tolist():
-        first = wrong[:, sample].flatten(1).any(-1).nonzero()[0].item()
+        first = wrong[:, sample].reshape(len(wrong), -1).any(-1).nonzero()[0].item()
         here = wrong[first, sample]
         inside += int((here & undecided[first, sample]).sum())
         outside += int((here & ~undecided[first, sample]).sum())
@@ -444,15 +611,17 @@ def free_running_flips(found: Tensor, expected: Tensor, undecided: Tensor) -> Fl
 
 
 def mirrored(problem: Problem) -> Iterator[tuple[str, Problem, Callable[[str, Tensor], Tensor]]]:
-    """The same problem in four orders of channels, rows and columns, each with the way back.
+    """The same problem in up to four orders of channels, rows and columns, each with the way back.
 
     Mathematically equal, differently rounded: how far they lie from the oracle says what float32 can do here.
     """
 
+    within = tuple(range(-max(1, problem.case.dimensions - 2), 0))
+
     def reverse(name: str, x: Tensor) -> Tensor:
         if x.dim() == 1:
             return x.flip(0)
-        return x.flip((0, 1, 2, 3)) if name in ("temporal_weight", "spatial_weight") else x.flip((-3, -2, -1))
+        return x.flip((0, 1, 2, 3)) if name in WEIGHTS else x.flip(within)
 
     def transpose(_: str, x: Tensor) -> Tensor:
         return x.transpose(-1, -2) if x.dim() >= 4 else x
@@ -471,7 +640,7 @@ def mirrored(problem: Problem) -> Iterator[tuple[str, Problem, Callable[[str, Te
         ("reversed", reverse, reverse),
         ("transposed", transpose, transpose),
         ("both", both, back),
-    ):
+    )[: 4 if problem.case.kind.circuit else 2]:
         inputs = {n: None if x is None else there(n, x).contiguous() for n, x in problem.inputs.items()}
         upstream = {n: there(n, x).contiguous() for n, x in problem.upstream.items()}
         yield label, dataclasses.replace(problem, inputs=inputs, upstream=upstream), way_back

@@ -153,15 +153,19 @@ OPTIONS: list[tuple[str, object, type[Exception], list[str]]] = [
     ("v_threshold", float("inf"), ValueError, ["inf", "finite"]),
     ("v_threshold", float("-inf"), ValueError, ["-inf", "finite"]),
     ("v_threshold", None, TypeError, ["NoneType", "number"]),
-    ("v_threshold", ones(1), TypeError, ["Tensor", "number"]),
+    ("v_threshold", ones(2), ValueError, ["v_threshold", "[2]", f"[{C}]", "[1]"]),
+    ("v_threshold", torch.tensor(1.0), ValueError, ["v_threshold", "[]", f"[{C}]"]),
+    ("v_threshold", ones(C).double(), TypeError, ["v_threshold", "float64", "float32"]),
+    ("v_threshold", ones(C).long(), TypeError, ["v_threshold", "int64", "float32"]),
+    ("v_threshold", ones(C, device="meta"), ValueError, ["v_threshold", "meta", "cpu"]),
     ("v_threshold", True, TypeError, ["bool", "number"]),
     ("v_reset", float("nan"), ValueError, ["nan", "finite"]),
     ("v_reset", float("inf"), ValueError, ["inf", "finite"]),
     ("v_reset", "soft", TypeError, ["str", "number"]),
     ("v_reset", False, TypeError, ["bool", "number"]),
     ("surrogate", "relu", ValueError, ["'relu'", "'sigmoid'", "'atan'"]),
-    ("surrogate", None, TypeError, ["NoneType", "'sigmoid'"]),
-    ("surrogate", torch.sigmoid, TypeError, ["builtin", "'sigmoid'"]),
+    ("surrogate", None, ValueError, ["None", "'sigmoid'", "function"]),
+    ("surrogate", 4.0, ValueError, ["4.0", "'sigmoid'", "function"]),
     ("alpha", -1.0, ValueError, ["-1.0", "above 0"]),
     ("alpha", 0, ValueError, ["got 0", "above 0"]),
     ("alpha", float("nan"), ValueError, ["nan", "finite"]),
@@ -310,6 +314,103 @@ def test_unpack_spikes() -> None:
         stc_cuda.unpack_spikes(bits[0, 0, 0], 64)
 
 
+# --- the other neurons ----------------------------------------------------------------------------------------------
+
+X, ROW = torch.zeros(T, N, C, H), torch.zeros(C)
+LMH = dict.fromkeys(oracle.LMH, ROW)
+GLIF = dict.fromkeys(oracle.NEURONS["glif"].parameters, ROW)
+TCLIF = {"soma_to_dendrite": ROW, "dendrite_to_soma": ROW, "reset_gain": ROW}
+NEURONS: list[tuple[str, dict[str, object], dict[str, object], type[Exception], str]] = [
+    ("lif", {}, {"current": None}, TypeError, r"current: got NoneType, expected a tensor \[T, N, \*\]"),
+    ("lif", {}, {"current": torch.zeros(3)}, ValueError, r"current: got shape \[3\], expected at least 2 dimensions"),
+    ("lif", {}, {"current": X.int()}, TypeError, r"current: got dtype torch.int32"),
+    ("lif", {}, {"current": X.to_sparse()}, TypeError, r"current: got a tensor of layout torch.sparse_coo"),
+    ("lif", {}, {"v": X}, ValueError, r"v: got shape .* expected \[2, 6, 5\] = \[N, \*\]"),
+    ("lif", {}, {"v": X[0].double()}, TypeError, r"v: got dtype torch.float64, expected torch.float32"),
+    ("lif", {}, {"tau": 0.0}, ValueError, r"tau: got 0.0, expected a finite time constant above 0"),
+    ("lif", {}, {"tau": float("nan")}, ValueError, r"tau: got nan"),
+    ("lif", {}, {"tau": float("inf")}, ValueError, r"tau: got inf"),
+    ("lif", {}, {"tau": ROW}, TypeError, r"tau: got Tensor, expected a number .*plif"),
+    ("lif", {}, {"decay_input": 1}, TypeError, r"decay_input: got int"),
+    ("lif", {}, {"v_reset": "soft"}, TypeError, r"v_reset: got str"),
+    ("lif", {}, {"v_threshold": ROW[:2]}, ValueError, r"v_threshold: got shape \[2\], expected \[6\]"),
+    ("integrate_fire", {}, {"alpha": -1.0}, ValueError, r"alpha: got -1.0"),
+    ("integrate_fire", {}, {"surrogate": "relu"}, ValueError, r"surrogate: got 'relu', expected one of"),
+    ("plif", {"decay_logit": ROW}, {"decay_logit": 0.5}, TypeError, r"decay_logit: got float, expected a tensor"),
+    ("plif", {"decay_logit": ROW}, {"decay_logit": ROW[:2]}, ValueError, r"decay_logit: got shape \[2\]"),
+    ("plif", {"decay_logit": ROW}, {"decay_logit": ROW.double()}, TypeError, r"decay_logit: got dtype torch.float64"),
+    ("plif", {"decay_logit": ROW}, {"textbook": None}, TypeError, r"textbook: got NoneType"),
+    ("lmh", LMH, {"soma_decay": ROW[None]}, ValueError, r"soma_decay: got shape \[1, 6\], expected \[6\]"),
+    ("lmh", LMH, {"dendrite": X[0, :1]}, ValueError, r"dendrite: got shape \[1, 6, 5\]"),
+    ("lmh", LMH, {"dendrite_decay": None}, TypeError, r"dendrite_decay: got NoneType"),
+    ("tclif", TCLIF, {"spikes": X[0] + 0.5}, ValueError, r"spikes: got values other than 0 and 1"),
+    ("tclif", TCLIF, {"spikes": X[0].bool()}, TypeError, r"spikes: got dtype torch.bool"),
+    ("tclif", TCLIF, {"reset_gain": ROW.to("meta")}, ValueError, r"reset_gain: got device meta, expected cpu"),
+    ("tclif", TCLIF, {"v_reset": 0.0}, TypeError, r"v_reset"),
+    ("glif", GLIF, {"leak": ROW[:0]}, ValueError, r"leak: got shape \[0\]"),
+    ("glif", GLIF, {"v_threshold": 1.0}, TypeError, r"v_threshold"),
+    (
+        "scan",
+        {"neuron": "lif", "states": {"v": None}, "coefficients": (0.5, 0.5)},
+        {"neuron": "izhikevich"},
+        ValueError,
+        r"neuron: got 'izhikevich'|izhikevich",
+    ),
+    (
+        "scan",
+        {"neuron": "lif", "states": {"v": None}, "coefficients": (0.5, 0.5)},
+        {"coefficients": (0.5,)},
+        ValueError,
+        r"coefficients: ",
+    ),
+    (
+        "scan",
+        {"neuron": "lif", "states": {"v": None}, "coefficients": (0.5, 0.5)},
+        {"states": {}},
+        ValueError,
+        r"states: got none, expected v in this order",
+    ),
+    (
+        "scan",
+        {"neuron": "lif", "states": {"v": None}, "coefficients": (0.5, 0.5)},
+        {"backend": "reference"},
+        ValueError,
+        r"backend: the reference has no equations of the neuron 'lif'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("neuron", "given", "changes", "error", "match"), NEURONS, ids=name_case)
+def test_other_neurons(
+    neuron: str, given: dict[str, object], changes: dict[str, object], error: type[Exception], match: str
+) -> None:
+    function = getattr(stc_cuda, neuron)
+    function(**{"current": X, **given})
+    with pytest.raises(error, match=match):
+        function(**{"current": X, **given, **changes})
+
+
+@pytest.mark.parametrize("neuron", ["stc_plif", "stc_lmh"])
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda x: x[:2], ValueError, r"got shape \[2\], expected \[6\] = \[C\], or \[1\]"),
+        (lambda x: x.double(), TypeError, "got dtype torch.float64"),
+        (lambda x: None, TypeError, "got NoneType"),
+        (lambda x: x.to("meta"), ValueError, "got device meta"),
+    ],
+)
+def test_parameters_of_circuits(
+    neuron: str, change: Callable[[Tensor], object], error: type[Exception], match: str
+) -> None:
+    names = oracle.NEURONS[neuron].parameters
+    good = {**arguments(), **dict.fromkeys(names, ROW)}
+    getattr(stc_cuda, neuron)(**good)
+    for name in names:
+        with pytest.raises(error, match=f"{name}: {match}"):
+            getattr(stc_cuda, neuron)(**{**good, name: change(ROW)})
+
+
 # --- modules --------------------------------------------------------------------------------------------------------
 
 MODULES: list[tuple[dict[str, object], type[Exception], str]] = [
@@ -330,7 +431,7 @@ MODULES: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"surrogate_function": object()}, ValueError, r"surrogate_function: got .*expected one of"),
     ({"surrogate_function": stc_cuda.surrogate.Surrogate(alpha=-1.0)}, ValueError, r"alpha: got -1\.0"),
     ({"gradient_detach": 1}, TypeError, r"gradient_detach: got int"),
-    ({"detach_reset": None}, TypeError, r"detach_reset: got NoneType"),
+    ({"detach_reset": 1}, TypeError, r"detach_reset: got int"),
     ({"backend": 3}, TypeError, r"backend: got int"),
 ]
 
@@ -376,15 +477,17 @@ nan, inf = float("nan"), float("inf")
 f = torch.randn
 seq, state, ones = f(T, N, C, H, W), f(N, C, H, W), torch.ones(C)
 weight = f(C, C // G, K, K)
-names = ["current", "temporal_weight", "spatial_weight", "v", "spikes", "cw", "cb", "tw", "tb", "sw", "sb"]
-inputs = dict(zip(names, [seq, weight, weight, state, (state > 0).float(), *[ones] * 6]))
+names = ["current", "temporal_weight", "spatial_weight", "states", "spikes", "cw", "cb", "tw", "tb", "sw", "sb",
+         "threshold", "coefficients"]
+inputs = dict(zip(names, [seq, weight, weight, [state], (state > 0).float(), *[ones] * 7, f(2, C)]))
 options = dict(groups=G, norm_groups=G, eps=1e-5, v_threshold=1.0, v_reset=None, surrogate="sigmoid", alpha=4.0,
                spiking=True)
-forward = {**inputs, **options, "store_v_seq": True, "packed_spikes": False, "save_for_backward": True}
+neuron = {"neuron": "stcplif"}
+forward = {**neuron, **inputs, **options, "store_v_seq": True, "packed_spikes": False, "save_for_backward": True}
 saved = torch.ops.stc_cuda.stc_forward(*forward.values())
-grads = dict(grad_spikes=seq, grad_v=state, grad_v_seq=seq)
-backward = {**grads, **inputs, "u": saved[3], "norm_stats": saved[4], **options, "detach_reset": False,
-            "gradient_detach": False}
+grads = dict(grad_spikes=seq, grad_states=[state], grad_v_seq=seq)
+backward = {**neuron, **grads, **inputs, "potentials": saved[3], "norm_stats": saved[4], **options,
+            "detach_reset": False, "gradient_detach": False, "learns_threshold": True, "learns_coefficients": True}
 torch.ops.stc_cuda.stc_backward(*backward.values())
 
 bad_inputs = {
@@ -394,16 +497,20 @@ bad_inputs = {
     "temporal_weight": [None, weight[0], weight[:4], weight[:, :1], weight[..., :2], weight[..., :0], weight[..., :1],
                         weight.double(), weight.long(), weight.to_sparse(), weight.to("meta"), torch.tensor(1.0),
                         f(C, C, K, K), f(C, C // G, 5, 5), f(C, C // G, K, 5)],
-    "v": [state[0], state[:1], state[..., :1], state.double(), state.int(), state.to_sparse(), state.to("meta"),
-          torch.tensor(0.0), seq, state[:, :0]],
+    "spikes": [state[0], state[:1], state[..., :1], state.double(), state.int(), state.to_sparse(), state.to("meta"),
+               torch.tensor(0.0), seq, state[:, :0]],
     "cw": [None, ones[:5], ones[:1], f(C + 1), ones.double(), ones.int(), ones.to_sparse(), ones.to("meta"),
            torch.tensor(1.0), f(C, 1)],
 }
 bad_inputs["spatial_weight"] = bad_inputs["temporal_weight"]
-bad_inputs["spikes"] = bad_inputs["v"]
+bad_inputs["states"] = [[x] for x in bad_inputs["spikes"]] + [None, state, [], [state, state]]
+bad_inputs["threshold"] = bad_inputs["cw"][1:]
+bad_inputs["coefficients"] = [None, ones, f(1, C), f(3, C), f(2, C - 1), f(2, C).double(), f(2, C).int(), f(2, C, 1),
+                              f(2, C).to_sparse(), f(2, C).to("meta")]
 for name in ("cb", "tw", "tb", "sw", "sb"):
     bad_inputs[name] = bad_inputs["cw"]
 bad_options = {
+    "neuron": ["", "lif", "stclif", "stclmh", None, 1],
     "groups": [0, -1, 4, 5, 12, 2**40, -2**63, 2.5, None], "norm_groups": [0, -1, 4, 5, 12, 2**62, None],
     "surrogate": ["", "relu", None, 1], "eps": [None, "x"], "v_threshold": [None], "alpha": [None],
 }
@@ -412,8 +519,10 @@ bad_backward = {
     **bad_inputs, **bad_options,
     "grad_spikes": [seq[0], seq[:1], seq[..., :1], seq.double(), seq.int(), seq.to_sparse(), seq.to("meta"),
                     torch.tensor(0.0), state],
-    "grad_v": [state[0], state[:1], state.double(), state.long(), state.to_sparse(), state.to("meta"), seq],
-    "u": [None, torch.empty(0), seq[0], seq[:1], seq.double(), seq.int(), seq.to_sparse(), seq.to("meta"), f(1)],
+    "grad_states": [*([x] for x in (state[0], state[:1], state.double(), state.long(), state.to_sparse(),
+                                    state.to("meta"), seq)), None, state, [], [state, state]],
+    "potentials": [None, torch.empty(0), seq, seq[None, 0], seq[None, :1], seq[None].double(), seq[None].int(),
+                   seq[None].to_sparse(), seq[None].to("meta"), f(1), f(2, *seq.shape)],
     "norm_stats": [None, torch.empty(0), saved[4][0], saved[4][:, :1], saved[4].float(), saved[4].to_sparse(),
                    saved[4].to("meta"), saved[4].long()],
 }
@@ -428,7 +537,7 @@ for op, good, bad in ((torch.ops.stc_cuda.stc_forward, forward, bad_forward),
             try:
                 op(*{**good, name: value}.values())
                 # PyTorch sends any call with a meta tensor to the fake kernel, which reads no memory.
-                if getattr(value, "is_meta", False):
+                if any(getattr(x, "is_meta", False) for x in (value if isinstance(value, list) else [value])):
                     continue
             except (RuntimeError, ValueError, TypeError, NotImplementedError, OverflowError):
                 count += 1
@@ -442,9 +551,9 @@ for op, good, bad in ((torch.ops.stc_cuda.stc_forward, forward, bad_forward),
         else:
             print("accepted: wrong number of arguments")
 # Permitted though odd: no gradient at all, and empty sequences.
-nothing = dict.fromkeys(grads)
+nothing = {**dict.fromkeys(grads), "grad_states": [None]}
 for x in torch.ops.stc_cuda.stc_backward(*{**backward, **nothing}.values()):
-    assert (x == 0).all()
+    assert all((y == 0).all() for y in (x if isinstance(x, list) else [x]))
 print("raised", count)
 """
 

@@ -20,8 +20,8 @@ from cuda_emulation import build
 from cuda_emulation.control import Emulation, Order
 from oracle import EMULATED as BACKEND
 from oracle import Case, make_problem
+from parity import check_float32, listed
 from test_operators import CASES, operator_arguments
-from test_stc_parity import check_float32, listed
 
 pytestmark = [pytest.mark.emulated, pytest.mark.usefixtures("poison")]
 

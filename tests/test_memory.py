@@ -82,7 +82,7 @@ def test_bytes_saved_per_neuron_and_step(
     # Nothing hidden on ctx, nor anywhere else that Python can see.
     node = outputs["spikes"].grad_fn
     assert node is not None
-    while "STC" not in type(node).__name__:
+    while "CircuitFunction" not in type(node).__name__:
         node = node.next_functions[0][0]
         assert node is not None
     assert not tensors_within(vars(node))

@@ -320,9 +320,9 @@ def test_empty_batch() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"neuron": "stclmh"}, ValueError, "neuron: got 'stclmh'.* does not have yet; it has 'stclif'"),
-        ({"neuron": "lif"}, ValueError, "neuron: got 'lif'.* does not have yet"),
-        ({"neuron": "resnet"}, ValueError, "neuron: got 'resnet', expected one of .*'stclif'"),
+        ({"neuron": "resnet"}, ValueError, "neuron: got 'resnet', expected one of 'lif', .*'stclif'.*NeuronLayer"),
+        ({"neuron": "LIF"}, ValueError, "neuron: got 'LIF', expected one of 'lif'"),
+        ({"neuron": torch.nn.Conv2d}, ValueError, "neuron: got .*Conv2d"),
         ({"neuron": ["stclif"]}, ValueError, "neuron: got"),
         ({"in_shape": (3, 8, 12)}, ValueError, r"in_shape: got \(3, 8, 12\), expected 4 sizes"),
         ({"in_shape": (3, 1, 8, 0)}, ValueError, "in_shape: got 0, expected at least 1"),

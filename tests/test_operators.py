@@ -11,6 +11,7 @@ import pytest
 import torch
 from oracle import INPUTS, Case, error, kernel, make_problem, size
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import stc_cuda
 
@@ -31,13 +32,15 @@ def operator_arguments(
     """Arguments of stc_forward, and of stc_backward after it."""
     problem = make_problem(case, dtype)
     alpha = {"sigmoid": 4.0, "atan": 2.0}[case.surrogate]
-    tensors = tuple(problem.inputs[name] for name in INPUTS)
+    current, temporal_weight, spatial_weight, v, *others = (problem.inputs[name] for name in INPUTS)
+    tensors = (current, temporal_weight, spatial_weight, [v], *others, None, None)
     options = (case.groups, case.norm_groups or case.groups, case.eps, case.v_threshold, case.v_reset)
     options += (case.surrogate, alpha, case.spiking)
-    forward = (*tensors, *options, store_v_seq, packed_spikes, save)
-    u, norm_stats = torch.ops.stc_cuda.stc_forward(*tensors, *options, False, False, True)[3:]
-    upstream = (problem.upstream["spikes"], None, problem.upstream["v_seq"])
-    backward = (*upstream, *tensors, u, norm_stats, *options, case.detach_reset, case.gradient_detach)
+    forward = ("stclif", *tensors, *options, store_v_seq, packed_spikes, save)
+    potentials, norm_stats = torch.ops.stc_cuda.stc_forward("stclif", *tensors, *options, False, False, True)[3:]
+    upstream = ("stclif", problem.upstream["spikes"], [None], problem.upstream["v_seq"])
+    flags = (case.detach_reset, case.gradient_detach, store_v_seq, packed_spikes)
+    backward = (*upstream, *tensors, potentials, norm_stats, *options, *flags)
     return forward, backward
 
 
@@ -62,10 +65,10 @@ def test_fake_outputs_are_like_the_real_ones(case: Case, flags: tuple[bool, bool
         both = operator_arguments(case, dtype, *flags)
         for op, arguments in zip((torch.ops.stc_cuda.stc_forward, torch.ops.stc_cuda.stc_backward), both, strict=True):
             mode = FakeTensorMode()
-            fakes = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in arguments]
+            fakes = tree_map_only(Tensor, mode.from_tensor, arguments)
             with mode:
                 faked = op(*fakes)
-            for real, fake in zip(op(*arguments), faked, strict=True):
+            for real, fake in zip(tree_leaves(op(*arguments)), tree_leaves(faked), strict=True):
                 assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride())
 
 
@@ -73,9 +76,10 @@ def test_schemas_name_what_they_take() -> None:
     """Positions that backends rely on; no argument is written to, no output aliases an input."""
     forward = torch.ops.stc_cuda.stc_forward.default._schema
     backward = torch.ops.stc_cuda.stc_backward.default._schema
-    assert [a.name for a in forward.arguments[:11]] == list(INPUTS)
-    assert [a.name for a in backward.arguments[:3]] == ["grad_spikes", "grad_v", "grad_v_seq"]
-    assert [a.name for a in backward.arguments[3:14]] == list(INPUTS)
+    tensors = ["states" if name == "v" else name for name in INPUTS] + ["threshold", "coefficients"]
+    assert [a.name for a in forward.arguments[:14]] == ["neuron", *tensors]
+    assert [a.name for a in backward.arguments[:4]] == ["neuron", "grad_spikes", "grad_states", "grad_v_seq"]
+    assert [a.name for a in backward.arguments[4:17]] == tensors
     for schema in (forward, backward):
         assert not schema.is_mutable
         assert not any(value.alias_info for value in (*schema.arguments, *schema.returns))

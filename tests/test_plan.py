@@ -29,10 +29,11 @@ def test_cpu() -> None:
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("neuron", ["stclif", "stcplif", "stclmh"])
 def test_the_papers_layer_is_persistent_on_every_gpu_with_the_tensor_cores(
-    capability: tuple[int, int], backward: bool
+    capability: tuple[int, int], backward: bool, neuron: str
 ) -> None:
-    plan = kernel_plan(PAPER, 5, 16, device="cuda", capability=capability, backward=backward)
+    plan = kernel_plan(PAPER, 5, 16, neuron=neuron, device="cuda", capability=capability, backward=backward)
     assert plan.kernel == "persistent"
     assert plan.warps > 0
     assert plan.shared_memory > 0

@@ -19,7 +19,7 @@ import pytest
 import torch
 from cuda_emulation import build
 from oracle import Case, make_problem
-from test_stc_parity import check_float32, check_float64, listed
+from parity import check_float32, check_float64, listed
 
 pytestmark = pytest.mark.emulated
 
@@ -105,17 +105,20 @@ FAULTS = [
     # Equations.
     fault("taps of the transposed convolutions not reversed", ("Product::kTaps - 1 - tap]", "tap]")),
     fault("kernel row ignored in the weight gradient", ("(y + ky) * stride", "y * stride")),
-    fault("sign of the gradient through the reset", ("Real{} - o.threshold", "Real{} + o.threshold")),
+    fault("sign of the gradient through the reset", (": -k.threshold) * grad_v", ": k.threshold) * grad_v")),
     fault("eps forgotten", ("+ float(p.in.eps)", "")),
     fault("upstream gradient of v_seq forgotten", ("if (p.grad_v_seq_out.data)", "if (false)")),
     fault(
         "s' of the step after forgotten",
-        ("+= component_of(grad_s, j) * Cell::spike_slope", "+= 0.f * Cell::spike_slope"),
+        ("= component_of(grad_s, j) * Cell::spike_slope", "= 0.f * Cell::spike_slope"),
     ),
     # Copies of what is read more than once.
     fault("current of the step before", ("current.fetch(t + 1)", "current.fetch(t)")),
     fault("current fetched once in the backward pass", ("if (t > 0) current.fetch(t - 1);", "")),
-    fault("u of the step itself kept", ("before = load(p.u + unit(t - 1)", "before = load(p.u + unit(t)")),
+    fault(
+        "u of the step itself kept",
+        ("before = load(p.potentials + unit(t - 1)", "before = load(p.potentials + unit(t)"),
+    ),
     # Memory, which only AddressSanitizer sees in what torch allocates.
     fault(
         "general kernels: one thread too many",

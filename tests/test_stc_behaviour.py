@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import oracle
@@ -326,10 +327,11 @@ def test_repeated_runs_are_equal(backend: str, case: Case) -> None:
 
 SMALL_PARITY = """
 import sys
+from collections.abc import Callable
 sys.path.insert(0, sys.argv[1])
 import stc_cuda, torch
 from oracle import make_problem, random_case
-from test_stc_parity import Float32Report, check_float32, check_float64
+from parity import Float32Report, check_float32, check_float64
 
 assert stc_cuda.build_info()["cpu_kernel"] == sys.argv[2], stc_cuda.build_info()
 total = Float32Report()
@@ -558,10 +560,34 @@ def test_a_registered_backend_is_used(request: pytest.FixtureRequest) -> None:
     layer = stc_cuda.STCLIF(2, 4, kernel_size=3, groups=2, backend=name)
     layer(torch.randn(2, 1, 2, 4, 4)).sum().backward()
     assert calls == ["forward", "backward"] * 3
+    with pytest.raises(NotImplementedError, match=r"backend: .* has no kernels of element-wise neurons"):
+        stc_cuda.lif(torch.zeros(2, 3), backend=name)
     with pytest.raises(ValueError, match="registered already"):
         stc_cuda.register_backend(stc_cuda.Backend(name, forward, backward, device_types=frozenset()))
     with pytest.raises(ValueError, match="registered already"):
         stc_cuda.register_backend(stc_cuda.Backend("auto", forward, backward, device_types=frozenset()))
+
+
+def test_a_registered_backend_may_have_element_wise_neurons(request: pytest.FixtureRequest) -> None:
+    calls: list[str] = []
+    name = f"scanning-{request.node.name}"
+
+    def recorded(operator: str) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            calls.append(f"{operator} {args[0]}")
+            return getattr(torch.ops.stc_cuda, operator)(*args)
+
+        return call
+
+    functions = {operator: recorded(operator) for operator in ("scan_forward", "scan_backward")}
+    stc_cuda.register_backend(
+        stc_cuda.Backend(
+            name, recorded("stc_forward"), recorded("stc_backward"), device_types=frozenset({"cpu"}), **functions
+        )
+    )
+    layer = stc_cuda.TCLIF(2, 4, kernel_size=3, groups=2, backend=name)
+    layer(torch.randn(2, 1, 2, 4, 4)).sum().backward()
+    assert calls == ["scan_forward tclif", "scan_backward tclif"]
 
 
 def test_backend_names() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-
 import oracle
 import pytest
 import torch
-from oracle import BAND, ULP, Case, Outcome, Problem, eager, error, kernel, make_problem, random_case, run, size
-from torch import Tensor
+from oracle import ULP, Case, Problem, eager, error, kernel, make_problem, random_case, run, size
+from parity import Float32Report, check_float32, check_float64, listed, on_device
 
 from stc_cuda.config import SURROGATE_ALPHA
 
@@ -17,20 +14,6 @@ pytestmark = pytest.mark.usefixtures("poison")
 
 BATCHES = 8
 CASES_PER_BATCH = 25
-# Of all spikes of a batch; a batch holds some 1e5 to 1e6 of them, so that the allowance is a few spikes.
-FLIP_RATE = 1e-5
-# Gradients are not compared after a flip; a kernel that flips often must not pass by comparing nothing.
-MAX_SKIPPED = 3
-# An error may be twice that of plain PyTorch, taken from the worst of four equivalent runs of it. Where rounding is
-# amplified from step to step an error is a single draw from a wide distribution: PyTorch compared with its own
-# equivalent runs exceeds twice their worst in 0.3% of the comparisons, up to a factor of 4.
-EXCESS_RATE = 0.02
-LIMIT = 8.0
-FLOOR = 4 * ULP
-# Single draws average out in tensors of some size: over those of a batch the geometric mean of the ratio lies near 1,
-# and must be below 2. A smaller tensor is one draw, in the forward pass as well: it has the policy's band as its floor.
-MEAN_RATIO = 2.0
-LARGE = 256
 
 
 def batch_of(batch: int, first_seed: int, backend: str = "cpu") -> list[Case]:
@@ -41,159 +24,6 @@ def batch_of(batch: int, first_seed: int, backend: str = "cpu") -> list[Case]:
 
 def configurations(first_seed: int, backend: str) -> int:
     return sum(len(batch_of(batch, first_seed, backend)) for batch in range(BATCHES))
-
-
-def listed(complaints: list[str]) -> str:
-    return "\n".join([f"{len(complaints)} complaints", *complaints[:10]])
-
-
-def on_device(problem: Problem, backend: str) -> Problem:
-    return problem.to(device=oracle.device_of(backend))
-
-
-def with_v_seq(problem: Problem) -> Problem:
-    return dataclasses.replace(problem, options={**problem.options, "store_v_seq": True})
-
-
-def check_float64(problem: Problem, backend: str) -> tuple[list[str], float]:
-    """Complaints, and the largest relative error seen."""
-    answer, found = oracle.solve(problem), run(kernel(backend), on_device(problem, backend))
-    complaints, worst = [], 0.0
-
-    def compare(name: str, x: Tensor, expected: Tensor, scale: float) -> None:
-        nonlocal worst
-        off = error(x, expected)
-        worst = max(worst, off / scale if scale else off)
-        if not off <= 1e-10 * scale:
-            complaints.append(f"{name}: error {off:.3g} of {scale:.3g}")
-
-    assert found.outputs.keys() == answer.outputs.keys()
-    for name, expected in answer.outputs.items():
-        if name == "spikes" and problem.case.spiking:
-            if not torch.equal(found.outputs[name].cpu(), expected):
-                complaints.append(f"spikes: {int((found.outputs[name].cpu() != expected).sum())} differ")
-        else:
-            compare(name, found.outputs[name], expected, size(expected))
-    scales = oracle.gradient_scales(problem, answer)
-    for name, expected in answer.grads.items():
-        compare(f"gradient of {name}", found.grads[name], expected, scales[name])
-    return [f"{problem.case}: {c}" for c in complaints], worst
-
-
-@dataclasses.dataclass
-class Float32Report:
-    """What a float32 comparison found; summed over a batch."""
-
-    spikes: int = 0
-    flips: int = 0
-    outside_band: int = 0
-    comparisons: int = 0
-    over_twice_eager: int = 0
-    skipped_gradients: int = 0
-    worst_ratio: float = 0.0
-    log_ratios: list[float] = dataclasses.field(default_factory=list)
-    complaints: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, other: Float32Report) -> None:
-        for f in dataclasses.fields(self):
-            mine, its = getattr(self, f.name), getattr(other, f.name)
-            setattr(self, f.name, max(mine, its) if f.name == "worst_ratio" else mine + its)
-
-    def check(self) -> None:
-        assert not self.complaints, listed(self.complaints)
-        assert self.outside_band == 0
-        assert self.flips <= max(1, FLIP_RATE * self.spikes), f"{self.flips} of {self.spikes} spikes flipped"
-        assert self.skipped_gradients <= MAX_SKIPPED
-        allowed = max(2, EXCESS_RATE * self.comparisons)
-        assert self.over_twice_eager <= allowed, f"over twice the error of eager: {self.over_twice_eager}"
-        if len(self.log_ratios) >= 20:
-            assert sum(self.log_ratios) / len(self.log_ratios) <= math.log(MEAN_RATIO)
-
-    def record(self, record_property: object, group: str) -> None:
-        counts = {k: v for k, v in dataclasses.asdict(self).items() if not isinstance(v, list)}
-        record_property("parity", {"group": group, **counts})  # type: ignore[operator]
-
-
-def check_restarted(problem: Problem, answer: Outcome, backend: str) -> Float32Report:
-    """Every step from the oracle's state before it, all steps in one call as if they were samples."""
-    case, report = problem.case, Float32Report()
-    steps = oracle.trace(problem, answer.outputs, state_dtype=torch.float32)
-    expected_spikes = (steps.u >= case.v_threshold).double()
-    if case.v_reset is None:
-        expected_v = steps.u - case.v_threshold * expected_spikes
-    else:
-        expected_v = torch.where(expected_spikes == 1, case.v_reset, steps.u)
-    current = problem.inputs["current"]
-    assert current is not None
-    inputs = {**problem.inputs, "current": current.flatten(0, 1)[None]}
-    inputs |= {"v": steps.v_before.float().flatten(0, 1), "spikes": steps.spikes_before.float().flatten(0, 1)}
-    restarted = on_device(dataclasses.replace(problem, inputs=inputs), backend)
-    found = run(kernel(backend), restarted, backward=False).outputs
-    wrong = found["spikes"].double().cpu().reshape(expected_v.shape) != expected_spikes
-    undecided = oracle.band(steps, case.v_threshold)
-    report.spikes = wrong.numel()
-    report.flips = int(wrong.sum())
-    report.outside_band = int((wrong & ~undecided).sum())
-    if report.outside_band:
-        report.complaints.append(f"{case}: restarted, {report.outside_band} spikes flipped outside of the band")
-    off = (found["v"].double().cpu().reshape(expected_v.shape) - expected_v).abs()
-    tolerance = BAND * (steps.v_before.abs() + steps.current.abs() + 1)
-    too_far = ~(off <= tolerance) & ~wrong
-    if too_far.any():
-        at = too_far.nonzero()[0].tolist()
-        report.complaints.append(f"{case}: restarted, {int(too_far.sum())} wrong v, first at [t,n,c,y,x] {at}")
-    return report
-
-
-def check_free_running(problem: Problem, answer: Outcome, backend: str) -> Float32Report:
-    """The whole sequence, values and gradients, against the oracle and the error of plain PyTorch in float32."""
-    case, report = problem.case, Float32Report()
-    found = run(kernel(backend), on_device(problem, backend))
-    peers: list[Outcome] = []
-    for _, other, back in oracle.mirrored(problem):
-        peer = run(eager, other)
-        outputs = {name: back(name, x) for name, x in peer.outputs.items()}
-        if not case.spiking or torch.equal(outputs["spikes"].double(), answer.outputs["spikes"]):
-            peers.append(Outcome(outputs, {name: back(name, x) for name, x in peer.grads.items()}))
-    if case.spiking:
-        undecided = oracle.band(oracle.trace(problem, answer.outputs), case.v_threshold)
-        flips = oracle.free_running_flips(found.outputs["spikes"], answer.outputs["spikes"], undecided)
-        report.spikes, report.flips, report.outside_band = case.neurons, flips.inside, flips.outside
-        if flips.outside:
-            report.complaints.append(f"{case}: {flips.outside} spikes flipped outside of the band")
-        if flips.any or not peers:
-            report.skipped_gradients = 1
-            return report
-
-    scales = oracle.gradient_scales(problem, answer)
-    pairs = [
-        (f"gradient of {n}", found.grads[n], x, scales[n], [p.grads[n] for p in peers]) for n, x in answer.grads.items()
-    ]
-    pairs += [
-        (n, x, answer.outputs[n], size(answer.outputs[n]), [p.outputs[n] for p in peers])
-        for n, x in found.outputs.items()
-        if n != "spikes" or not case.spiking
-    ]
-    for name, x, expected, scale, theirs in pairs:
-        off = error(x, expected)
-        floor = scale * (FLOOR if expected.numel() >= LARGE else BAND)
-        eagers = max(error(peer, expected) for peer in theirs)
-        report.comparisons += 1
-        report.worst_ratio = max(report.worst_ratio, off / (eagers + floor) if scale else 0.0)
-        if expected.numel() >= LARGE and off > 0 and eagers > 0:
-            report.log_ratios.append(math.log(off / eagers))
-        report.over_twice_eager += not off <= 2 * eagers + floor
-        if not off <= LIMIT * eagers + floor:
-            report.complaints.append(f"{case}: {name}: error {off:.3g}, eager's {eagers:.3g}, size {scale:.3g}")
-    return report
-
-
-def check_float32(problem: Problem, backend: str, free_running: bool = True) -> Float32Report:
-    answer = oracle.solve(with_v_seq(problem))
-    report = check_restarted(problem, answer, backend) if problem.case.spiking else Float32Report()
-    if free_running:
-        report.add(check_free_running(problem, answer, backend))
-    return report
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))

@@ -16,9 +16,9 @@ LIMITS = {
 # What no kernel can do without, of sequences of 4-byte numbers.
 LEAST = {
     "forward, inference": {"current", "spikes"},
-    "forward, training": {"current", "spikes", "u", "norm_stats"},
-    "backward, detached": {"current", "u", "grad_spikes_out", "grad_current", "norm_stats"},
-    "backward, attached": {"current", "u", "grad_spikes_out", "grad_current", "norm_stats"},
+    "forward, training": {"current", "spikes", "potentials", "norm_stats"},
+    "backward, detached": {"current", "potentials", "grad_spikes_out", "grad_current", "norm_stats"},
+    "backward, attached": {"current", "potentials", "grad_spikes_out", "grad_current", "norm_stats"},
 }
 # By sequence, where it is not one number of 4 bytes a neuron and step.
 WHOLE = {"norm_stats": 3 * 2 * 8 / (16 * 32 * 32), "spike bits": 1 / 8, "gradients of the gates": 8.0}

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../params.h"
+#include "scan_tasks.h"
 
 namespace stc {
 
@@ -16,7 +17,7 @@ struct CpuBufferSizes {
   int64_t gate_weights;        // T
   int64_t transposed_weights;  // T; only backward without gradient_detach reads them
   int64_t partial_weights;     // T, per sample; as large as gate_weights
-  int64_t partial_norms;       // double, per sample
+  int64_t partial_sums;        // double, per sample: kChannelSums a channel
 };
 
 template <class T>
@@ -24,7 +25,7 @@ struct CpuBuffers {
   T* gate_weights;
   T* transposed_weights;  // null when not needed
   T* partial_weights;
-  double* partial_norms;
+  double* partial_sums;
 };
 
 template <class T>
@@ -38,6 +39,13 @@ struct CpuKernels {
   void (*backward)(const StcBackward<T>&, const CpuBuffers<T>&, int64_t begin, int64_t end);
   // Tasks: convolution groups.
   void (*reduce)(const StcBackward<T>&, const CpuBuffers<T>&, int64_t begin, int64_t end);
+
+  // Element-wise neurons. Tasks: those of ScanTasks, each with its sums, [rows][width], in `partials`; rows = the
+  // threshold and the coefficients. The partials may be null where neither is learnt.
+  void (*scan_forward)(const ScanForward<T>&, int64_t begin, int64_t end);
+  void (*scan_backward)(const ScanBackward<T>&, double* partials, int64_t begin, int64_t end);
+  // Tasks: rows.
+  void (*scan_reduce)(const ScanBackward<T>&, const double* partials, int64_t rows, int64_t begin, int64_t end);
 };
 
 // One instruction set.

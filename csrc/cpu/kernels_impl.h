@@ -1,6 +1,8 @@
 // The table of functions of one instruction set. The including file has set up the instruction set.
 #pragma once
 
+#include "../channel_gradients.h"
+#include "scan.h"
 #include "stc_unit.h"
 
 namespace stc::STC_SIMD_NAMESPACE {
@@ -9,7 +11,7 @@ template <class T>
 CpuBufferSizes buffer_sizes(const Shape& shape) {
   const Layout<T> l(shape);
   return {shape.groups * l.gate_weights(), shape.groups * l.transposed_weights(), shape.groups * l.gate_weights(),
-          shape.channels * kNorms * 2};
+          shape.channels * kChannelSums};
 }
 
 template <class T>
@@ -27,16 +29,20 @@ void pack(const StcInputs<T>& in, const CpuBuffers<T>& buffers, int64_t begin, i
 
 template <class T>
 bool forward(const StcForward<T>& p, const CpuBuffers<T>& buffers, int64_t begin, int64_t end) {
-  ForwardUnit<T> unit(p, buffers.gate_weights);
-  for (int64_t task = begin; task < end; ++task)
-    if (!unit.run(task)) return false;
-  return true;
+  bool binary = true;
+  CircuitCells::visit(p.in.neuron, [&](auto cell) {
+    ForwardUnit<typename decltype(cell)::template With<Simd<T>>> unit(p, buffers.gate_weights);
+    for (int64_t task = begin; task < end && binary; ++task) binary = unit.run(task);
+  });
+  return binary;
 }
 
 template <class T>
 void backward(const StcBackward<T>& p, const CpuBuffers<T>& buffers, int64_t begin, int64_t end) {
-  BackwardUnit<T> unit(p, buffers);
-  for (int64_t task = begin; task < end; ++task) unit.run(task);
+  CircuitCells::visit(p.in.neuron, [&](auto cell) {
+    BackwardUnit<typename decltype(cell)::template With<Simd<T>>> unit(p, buffers);
+    for (int64_t task = begin; task < end; ++task) unit.run(task);
+  });
 }
 
 template <class T>
@@ -44,6 +50,7 @@ void reduce(const StcBackward<T>& p, const CpuBuffers<T>& buffers, int64_t begin
   const Shape& shape = p.in.shape;
   const Layout<T> l(shape);
   const int64_t group_weights = l.in_group * l.in_group * l.kernel * l.kernel;
+  const int coefficients = CircuitCells::traits(p.in.neuron).coefficients;
   Buffer<T> total(l.gate_weights());
   for (int64_t g = begin; g < end; ++g) {
     std::fill_n(total.data(), l.gate_weights(), T(0));
@@ -53,23 +60,24 @@ void reduce(const StcBackward<T>& p, const CpuBuffers<T>& buffers, int64_t begin
     }
     T* const weights[2] = {p.grad_temporal_weight + g * group_weights, p.grad_spatial_weight + g * group_weights};
     unpack_gate_weights(l, total.data(), weights);
-    for (int64_t c = g * l.in_group; c < (g + 1) * l.in_group; ++c)
-      for (int norm = 0; norm < kNorms; ++norm) {
-        if (!p.grad_norm_weight[norm]) continue;
-        double weight = 0, bias = 0;
-        for (int64_t n = 0; n < shape.samples; ++n) {
-          const double* part = buffers.partial_norms + ((n * shape.channels + c) * kNorms + norm) * 2;
-          weight += part[0];
-          bias += part[1];
-        }
-        p.grad_norm_weight[norm][c] = T(weight);
-        p.grad_norm_bias[norm][c] = T(bias);
+    for (int64_t c = g * l.in_group; c < (g + 1) * l.in_group; ++c) {
+      double sums[kChannelSums] = {};
+      for (int64_t n = 0; n < shape.samples; ++n) {
+        const double* part = buffers.partial_sums + (n * shape.channels + c) * kChannelSums;
+        for (int k = 0; k < kChannelSums; ++k) sums[k] += part[k];
       }
+      store_channel_gradients(p, coefficients, c, sums);
+    }
   }
 }
 
-const CpuKernels<float> kFloat32 = {buffer_sizes<float>, pack<float>, forward<float>, backward<float>, reduce<float>};
-const CpuKernels<double> kFloat64 = {buffer_sizes<double>, pack<double>, forward<double>, backward<double>,
-                                     reduce<double>};
+template <class T>
+constexpr CpuKernels<T> table() {
+  return {buffer_sizes<T>, pack<T>,         forward<T>,       backward<T>,
+          reduce<T>,       scan_forward<T>, scan_backward<T>, scan_reduce<T>};
+}
+
+const CpuKernels<float> kFloat32 = table<float>();
+const CpuKernels<double> kFloat64 = table<double>();
 
 }  // namespace stc::STC_SIMD_NAMESPACE

@@ -52,6 +52,24 @@ struct Simd {
       std::memcpy(p, &r, count * sizeof(T));
   }
 
+  // Past the caches, to a multiple of the vector's size; fence() before anyone else reads it.
+  static void stream(T* p, Real r) {
+#if defined(__clang__)
+    __builtin_nontemporal_store(r, reinterpret_cast<Real*>(p));
+#elif defined(__x86_64__) && STC_SIMD_BYTES == 16
+    asm volatile("movntps %1, %0" : "=m"(*reinterpret_cast<Real*>(p)) : "x"(r));
+#elif defined(__x86_64__)
+    asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<Real*>(p)) : "v"(r));
+#else
+    store(p, r);
+#endif
+  }
+  static void fence() {
+#if defined(__x86_64__)
+    asm volatile("sfence" ::: "memory");
+#endif
+  }
+
   static Real select(Mask mask, Real yes, Real no) { return mask ? yes : no; }
 
   // Lane i of the result is lane from[i] of a and b put together.

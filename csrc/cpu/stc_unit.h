@@ -1,4 +1,4 @@
-// STC-LIF over all steps for one unit: forward, and backward with recomputed gates.
+// A circuit over all steps for one unit: forward, and backward with recomputed gates.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,6 @@ class Unit {
  public:
   using V = Simd<T>;
   using Real = typename V::Real;
-  using Cell = StcLif<V>;
 
   explicit Unit(const StcInputs<T>& in)
       : in_(in),
@@ -60,6 +59,9 @@ class Unit {
     first_group_ = task % l_.units * l_.conv_groups;
     first_norm_group_ = task % l_.units * l_.norm_groups;
   }
+
+  // Elements of a state.
+  int64_t state_size() const { return in_.shape.samples * in_.shape.channels * l_.pixels; }
 
   // Offset of a channel plane of this unit in a contiguous [T, N, C, H, W].
   int64_t offset(int64_t t, int64_t c) const {
@@ -123,6 +125,16 @@ class Unit {
     return true;
   }
 
+  template <class Cell>
+  typename Cell::K coefficients(int64_t c) const {
+    const int64_t channel = first_channel_ + c;
+    typename Cell::K k{};
+    k.threshold = V::broadcast(in_.threshold ? in_.threshold[channel] : in_.cell.threshold);
+    for (int i = 0; i < Cell::kCoefficients; ++i)
+      k.of[i] = V::broadcast(in_.coefficients[i * in_.shape.channels + channel]);
+    return k;
+  }
+
   T* z(int path, int64_t c) const { return z_.data() + (path * l_.unit_channels + c) * l_.plane; }
   const uint32_t* words(int64_t group) const { return words_.data() + group * l_.words * l_.plane; }
 
@@ -180,26 +192,30 @@ class Unit {
   std::vector<char> silent_;  // [conv_groups]: not one spike in the group
 };
 
-template <class T>
-class ForwardUnit : Unit<T> {
+template <class Cell>
+class ForwardUnit : Unit<typename Cell::Scalar> {
+  using T = typename Cell::Scalar;
+
  public:
   ForwardUnit(const StcForward<T>& p, const T* packed)
-      : Unit<T>(p.in), p_(p), packed_(packed), v_(this->l_.unit_channels * this->l_.plane) {}
+      : Unit<T>(p.in), p_(p), packed_(packed), states_(Cell::kStates * this->l_.unit_channels * this->l_.plane) {}
 
   bool run(int64_t task) {
     this->locate(task);
     if (!this->load_initial_spikes(this->y_.data())) return false;
-    this->copy_state(p_.in.v, v_.data());
+    for (int k = 0; k < Cell::kStates; ++k) this->copy_state(p_.in.states[k], state(k, 0));
     for (int64_t t = 0; t < p_.in.shape.steps; ++t) step(t);
-    for (int64_t c = 0; c < this->l_.unit_channels; ++c)
-      std::copy_n(v_.data() + c * this->l_.plane, this->l_.pixels, p_.v + this->offset(0, c));
+    for (int k = 0; k < Cell::kStates; ++k)
+      for (int64_t c = 0; c < this->l_.unit_channels; ++c)
+        std::copy_n(state(k, c), this->l_.pixels, p_.states[k] + this->offset(0, c));
     return true;
   }
 
  private:
   using V = typename Unit<T>::V;
   using Real = typename V::Real;
-  using Cell = typename Unit<T>::Cell;
+
+  T* state(int k, int64_t c) const { return states_.data() + (k * this->l_.unit_channels + c) * this->l_.plane; }
 
   void step(int64_t t) {
     const Layout<T>& l = this->l_;
@@ -232,17 +248,22 @@ class ForwardUnit : Unit<T> {
     const ChannelNorm<V> norm_a = this->channel_norm(kTemporal, m[kTemporal], c);
     const ChannelNorm<V> norm_b = this->channel_norm(kSpatial, m[kSpatial], c);
     const T *za = this->z(0, c), *zb = this->z(1, c);
-    T* v = v_.data() + c * l.plane;
-    const int64_t out = this->offset(t, c);
+    const typename Cell::K k = this->template coefficients<Cell>(c);
+    const int64_t out = this->offset(t, c), sequence = p_.in.shape.steps * this->state_size();
     for (int64_t i = 0; i < l.pixels; i += V::kLanes) {
       const int64_t left = l.pixels - i;
-      const auto next = Cell::step(V::load(v + i), norm_x(V::load(current + i, left)), norm_a(V::load(za + i)),
-                                   norm_b(V::load(zb + i)), options);
-      V::store(v + i, next.v);
-      this->put_spikes(c, i, next.s);
-      if (p_.spikes) V::store(p_.spikes + out + i, next.s, left);
-      if (p_.u) V::store(p_.u + out + i, next.u, left);
-      if (p_.v_seq) V::store(p_.v_seq + out + i, next.v, left);
+      Real states[Cell::kStates], potentials[Cell::kPotentials];
+      for (int j = 0; j < Cell::kStates; ++j) states[j] = V::load(state(j, c) + i);
+      Cell::integrate(states, norm_x(V::load(current + i, left)), norm_a(V::load(za + i)), norm_b(V::load(zb + i)), k,
+                      potentials);
+      const Real s = Cell::settle(potentials, k, options, states);
+      for (int j = 0; j < Cell::kStates; ++j) V::store(state(j, c) + i, states[j]);
+      this->put_spikes(c, i, s);
+      if (p_.spikes) V::store(p_.spikes + out + i, s, left);
+      if (p_.potentials)
+        for (int j = 0; j < Cell::kPotentials; ++j)
+          V::store(p_.potentials + j * sequence + out + i, potentials[j], left);
+      if (p_.v_seq) V::store(p_.v_seq + out + i, states[0], left);
     }
   }
 
@@ -260,21 +281,23 @@ class ForwardUnit : Unit<T> {
 
   const StcForward<T>& p_;
   const T* packed_;
-  Buffer<T> v_;
+  Buffer<T> states_;  // [kStates][unit_channels][plane]
 };
 
-template <class T>
-class BackwardUnit : Unit<T> {
+template <class Cell>
+class BackwardUnit : Unit<typename Cell::Scalar> {
+  using T = typename Cell::Scalar;
+
  public:
   BackwardUnit(const StcBackward<T>& p, const CpuBuffers<T>& buffers)
       : Unit<T>(p.in),
         p_(p),
         buffers_(buffers),
-        grad_v_(this->l_.unit_channels * this->l_.plane),
+        grad_states_(Cell::kStates * this->l_.unit_channels * this->l_.plane),
         grad_s_(this->l_.unit_channels * this->l_.plane),
         grad_(kNorms * this->l_.unit_channels * this->l_.plane),
         map_(this->l_.padded_height * this->l_.padded_width * this->l_.outputs),
-        v_(this->l_.unit_channels * this->l_.plane),
+        states_(Cell::kStates * this->l_.unit_channels * this->l_.plane),
         gather_(2 * this->l_.unit_channels * this->l_.plane) {
     channel_events_.reserve(this->l_, band_rows(this->l_));
   }
@@ -285,15 +308,16 @@ class BackwardUnit : Unit<T> {
     partial_weights_ =
         buffers_.partial_weights + (this->n_ * p_.in.shape.groups + this->first_group_) * l.gate_weights();
     std::fill_n(partial_weights_, l.conv_groups * l.gate_weights(), T(0));
-    partial_norms_ = buffers_.partial_norms + (this->n_ * p_.in.shape.channels + this->first_channel_) * kNorms * 2;
-    std::fill_n(partial_norms_, l.unit_channels * kNorms * 2, 0.0);
-    this->copy_state(p_.grad_v_out, grad_v_.data());
+    partial_sums_ = buffers_.partial_sums + (this->n_ * p_.in.shape.channels + this->first_channel_) * kChannelSums;
+    std::fill_n(partial_sums_, l.unit_channels * kChannelSums, 0.0);
+    for (int k = 0; k < Cell::kStates; ++k) this->copy_state(p_.grad_states_out[k], grad_state(k, 0));
     std::fill_n(grad_s_.data(), l.unit_channels * l.plane, T(0));
 
     for (int64_t t = p_.in.shape.steps - 1; t >= 0; --t) step(t);
 
     for (int64_t c = 0; c < l.unit_channels; ++c) {
-      std::copy_n(grad_v_.data() + c * l.plane, l.pixels, p_.grad_v + this->offset(0, c));
+      for (int k = 0; k < Cell::kStates; ++k)
+        std::copy_n(grad_state(k, c), l.pixels, p_.grad_states[k] + this->offset(0, c));
       if (p_.grad_spikes) std::copy_n(grad_s_.data() + c * l.plane, l.pixels, p_.grad_spikes + this->offset(0, c));
     }
   }
@@ -301,8 +325,11 @@ class BackwardUnit : Unit<T> {
  private:
   using V = typename Unit<T>::V;
   using Real = typename V::Real;
-  using Cell = typename Unit<T>::Cell;
 
+  T* state(int k, int64_t c) const { return states_.data() + (k * this->l_.unit_channels + c) * this->l_.plane; }
+  T* grad_state(int k, int64_t c) const {
+    return grad_states_.data() + (k * this->l_.unit_channels + c) * this->l_.plane;
+  }
   T* grad(int norm, int64_t c) const { return grad_.data() + (norm * this->l_.unit_channels + c) * this->l_.plane; }
 
   void step(int64_t t) {
@@ -324,10 +351,10 @@ class BackwardUnit : Unit<T> {
       // of weight * gradient, and of that times the standardised input, over the norm group
       double mean_grad[kNorms] = {}, mean_product[kNorms] = {};
       for (int64_t c = g * l.norm_channels; c < (g + 1) * l.norm_channels; ++c) {
-        double* sums = partial_norms_ + c * kNorms * 2;
+        double* sums = partial_sums_ + c * kChannelSums;
         double product[kNorms] = {}, plain[kNorms] = {};
         differentiate_cell(t, c, m, current[c], grad_spikes.base ? grad_spikes[c] : nullptr,
-                           grad_v_seq.base ? grad_v_seq[c] : nullptr, product, plain);
+                           grad_v_seq.base ? grad_v_seq[c] : nullptr, product, plain, sums);
         for (int norm = 0; norm < kNorms; ++norm) {
           if (!p_.in.norm_weight[norm]) continue;
           sums[2 * norm] += product[norm];
@@ -346,53 +373,68 @@ class BackwardUnit : Unit<T> {
     differentiate_convolutions(t);
   }
 
-  // v_{t-1} into v_, and notes s_{t-1}.
+  // The states of step t - 1 into states_, and notes s_{t-1}.
   void restore_state_before(int64_t t) {
     const Layout<T>& l = this->l_;
     if (t == 0) {
       this->load_initial_spikes(gather_.data());
-      this->copy_state(p_.in.v, v_.data());
+      for (int k = 0; k < Cell::kStates; ++k) this->copy_state(p_.in.states[k], state(k, 0));
       return;
     }
     this->clear_spikes();
     const auto options = p_.in.cell;
     for (int64_t c = 0; c < l.unit_channels; ++c) {
-      const T* u = p_.u + this->offset(t - 1, c);
+      const typename Cell::K k = this->template coefficients<Cell>(c);
       for (int64_t i = 0; i < l.pixels; i += V::kLanes) {
-        const Real u_before = V::load(u + i, l.pixels - i);
-        const Real s = Cell::fire(u_before, options);
-        this->put_spikes(c, i, s);
-        V::store(v_.data() + c * l.plane + i, Cell::reset(u_before, s, options));
+        Real potentials[Cell::kPotentials], states[Cell::kStates];
+        for (int j = 0; j < Cell::kPotentials; ++j) potentials[j] = V::load(potential(j, t - 1, c) + i, l.pixels - i);
+        this->put_spikes(c, i, Cell::settle(potentials, k, options, states));
+        for (int j = 0; j < Cell::kStates; ++j) V::store(state(j, c) + i, states[j]);
       }
     }
   }
 
-  // Gradients of the three norms' outputs into grad_, of v_{t-1} into grad_v_; sums over the plane for the norms.
+  const T* potential(int k, int64_t t, int64_t c) const {
+    return p_.potentials + k * p_.in.shape.steps * this->state_size() + this->offset(t, c);
+  }
+
+  // Gradients of the three norms' outputs into grad_, of the states before into grad_states_; sums over the plane for
+  // the norms, and for threshold and coefficients into `sums`.
   void differentiate_cell(int64_t t, int64_t c, const Moments (&m)[kNorms], const T* current, const T* grad_spikes,
-                          const T* grad_v_seq, double (&product)[kNorms], double (&plain)[kNorms]) {
+                          const T* grad_v_seq, double (&product)[kNorms], double (&plain)[kNorms], double* sums) {
     const Layout<T>& l = this->l_;
     const auto options = p_.in.cell;
     const ChannelNorm<V> norm_x = this->channel_norm(kCurrent, m[kCurrent], c);
     const ChannelNorm<V> norm_a = this->channel_norm(kTemporal, m[kTemporal], c);
     const ChannelNorm<V> norm_b = this->channel_norm(kSpatial, m[kSpatial], c);
-    const T *za = this->z(0, c), *zb = this->z(1, c), *u = p_.u + this->offset(t, c), *v = v_.data() + c * l.plane;
-    T *grad_v = grad_v_.data() + c * l.plane, *grad_s = grad_s_.data() + c * l.plane;
+    const T *za = this->z(0, c), *zb = this->z(1, c);
+    T* grad_s = grad_s_.data() + c * l.plane;
+    const typename Cell::K k = this->template coefficients<Cell>(c);
     T *grad_x = grad(kCurrent, c), *grad_a = grad(kTemporal, c), *grad_b = grad(kSpatial, c);
     constexpr int64_t kBlock = 128 * V::kLanes;  // keeps the single-precision sums short
     for (int64_t begin = 0; begin < l.pixels; begin += kBlock) {
       Real sum_product[kNorms] = {}, sum_plain[kNorms] = {};
+      typename Cell::K grad_k{};
       for (int64_t i = begin; i < std::min(l.pixels, begin + kBlock); i += V::kLanes) {
         // lanes past the last pixel carry zero gradients, and so add nothing to the sums
         const int64_t left = l.pixels - i;
-        Real gs = V::load(grad_s + i), gv = V::load(grad_v + i);
+        Real gs = V::load(grad_s + i), before[Cell::kStates], grad_states[Cell::kStates];
+        Real potentials[Cell::kPotentials], grad_potentials[Cell::kPotentials];
+        for (int j = 0; j < Cell::kStates; ++j) {
+          before[j] = V::load(state(j, c) + i);
+          grad_states[j] = V::load(grad_state(j, c) + i);
+        }
+        for (int j = 0; j < Cell::kPotentials; ++j) potentials[j] = V::load(potential(j, t, c) + i, left);
         if (grad_spikes) gs += V::load(grad_spikes + i, left);
-        if (grad_v_seq) gv += V::load(grad_v_seq + i, left);
+        if (grad_v_seq) grad_states[0] += V::load(grad_v_seq + i, left);
         const Real x = norm_x.standardise(V::load(current + i, left));
         const Real a = norm_a.standardise(V::load(za + i));
         const Real b = norm_b.standardise(V::load(zb + i));
-        const auto g = Cell::backward(V::load(v + i), norm_x.affine(x), norm_a.affine(a), norm_b.affine(b),
-                                      Cell::grad_u(V::load(u + i, left), gs, gv, options));
-        V::store(grad_v + i, g.v);
+        Cell::settle_backward(potentials, gs, grad_states, k, options, grad_potentials, grad_k);
+        const CircuitGradients<Real> g =
+            Cell::integrate_backward(before, norm_x.affine(x), norm_a.affine(a), norm_b.affine(b), potentials,
+                                     grad_potentials, k, grad_states, grad_k);
+        for (int j = 0; j < Cell::kStates; ++j) V::store(grad_state(j, c) + i, grad_states[j]);
         V::store(grad_x + i, g.current);
         V::store(grad_a + i, g.temporal);
         V::store(grad_b + i, g.spatial);
@@ -407,6 +449,9 @@ class BackwardUnit : Unit<T> {
         product[norm] += V::sum(sum_product[norm]);
         plain[norm] += V::sum(sum_plain[norm]);
       }
+      if (p_.grad_threshold) sums[kThresholdSum] += V::sum(grad_k.threshold);
+      if (p_.grad_coefficients)
+        for (int j = 0; j < Cell::kCoefficients; ++j) sums[kCoefficientSums + j] += V::sum(grad_k.of[j]);
     }
   }
 
@@ -454,13 +499,13 @@ class BackwardUnit : Unit<T> {
   const CpuBuffers<T>& buffers_;
   ChannelEvents channel_events_;
   T* partial_weights_ = nullptr;
-  double* partial_norms_ = nullptr;  // [unit_channels][kNorms][2] = weight, bias
-  Buffer<T> grad_v_;                 // of v_t, then of v_{t-1}
-  Buffer<T> grad_s_;                 // of s_t through the gates of step t + 1
-  Buffer<T> grad_;                   // [kNorms][unit_channels][plane]
-  Buffer<T> map_;                    // gradients of both convolutions of a group, pixel-major with zero halo
-  Buffer<T> v_;                      // v_{t-1}
-  Buffer<T> gather_;                 // upstream gradients, where they must be gathered
+  double* partial_sums_ = nullptr;  // [unit_channels][kChannelSums]
+  Buffer<T> grad_states_;           // [kStates][unit_channels][plane]: after step t, then before it
+  Buffer<T> grad_s_;                // of s_t through the gates of step t + 1
+  Buffer<T> grad_;                  // [kNorms][unit_channels][plane]
+  Buffer<T> map_;                   // gradients of both convolutions of a group, pixel-major with zero halo
+  Buffer<T> states_;                // [kStates][unit_channels][plane]: after step t - 1
+  Buffer<T> gather_;                // upstream gradients, where they must be gathered
 };
 
 }  // namespace stc::STC_SIMD_NAMESPACE

@@ -16,14 +16,20 @@ Workspace<T> carve_forward(WorkspaceCarver& carver, const Shape& s) {
 }
 
 template <class T>
-Workspace<T> carve_backward(WorkspaceCarver& carver, const Shape& s) {
+Workspace<T> carve_backward(WorkspaceCarver& carver, const Shape& s, int states) {
   const Geometry geo(s);
   Workspace<T> w = carve_forward<T>(carver, s);
-  w.v = carver.take<T>(geo.state);
+  for (int k = 0; k < states; ++k) w.states[k] = carver.take<T>(geo.state);
   w.grad = carver.take<T>(kNorms * geo.state);
   w.grad_spikes = carver.take<T>(geo.state);
-  w.partial_norms = carver.take<double>(s.samples * s.channels * kNorms * 2);
+  w.partial_sums = carver.take<double>(s.samples * s.channels * kChannelSums);
   return w;
+}
+
+// Calls f with an object of the call's cell.
+template <class T, class F>
+void with_cell(const StcInputs<T>& in, F f) {
+  CircuitCells::visit(in.neuron, [&](auto tag) { f(typename decltype(tag)::template With<DeviceMath<T>>()); });
 }
 
 }  // namespace
@@ -36,9 +42,9 @@ int64_t general_forward_workspace(const Shape& shape) {
 }
 
 template <class T>
-int64_t general_backward_workspace(const Shape& shape) {
+int64_t general_backward_workspace(const Shape& shape, int neuron) {
   WorkspaceCarver carver(nullptr);
-  carve_backward<T>(carver, shape);
+  carve_backward<T>(carver, shape, CircuitCells::traits(neuron).states);
   return carver.used();
 }
 
@@ -47,13 +53,17 @@ int general_forward(const StcForward<T>& p, void* workspace, Stream stream) {
   const Shape& s = p.in.shape;
   const Geometry geo(s);
   WorkspaceCarver carver(workspace);
-  const Workspace<T> w = carve_forward<T>(carver, s);
+  Workspace<T> w = carve_forward<T>(carver, s);
+  const int states = CircuitCells::traits(p.in.neuron).states;
+  for (int k = 0; k < states; ++k) w.states[k] = p.states[k];
   Launcher launch(stream);
-  launch.flat(load_state<T>, geo.state, p.in, p.v, w.spikes);
+  launch.flat(load_state<T>, geo.state, p.in, w, states);
   const int64_t packed_step = s.samples * s.groups * geo.pixels * ((geo.in_group + 7) / 8);
   for (int64_t t = 0; t < s.steps; ++t) {
     launch.flat(gate_convolutions<T>, geo.state, p.in, w.spikes, w.z);
-    launch.blocks(update<T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w.z, w.spikes, t);
+    with_cell<T>(p.in, [&](auto cell) {
+      launch.blocks(update<decltype(cell), T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w, t);
+    });
     if (p.packed_spikes) launch.flat(pack_spikes<T>, packed_step, s, w.spikes, p.packed_spikes + t * packed_step);
   }
   return launch.error();
@@ -64,25 +74,28 @@ int general_backward(const StcBackward<T>& p, void* workspace, Stream stream) {
   const Shape& s = p.in.shape;
   const Geometry geo(s);
   WorkspaceCarver carver(workspace);
-  const Workspace<T> w = carve_backward<T>(carver, s);
+  const CellTraits traits = CircuitCells::traits(p.in.neuron);
+  const Workspace<T> w = carve_backward<T>(carver, s, traits.states);
   const int64_t weights = s.channels * geo.in_group * s.kernel * s.kernel;
   Launcher launch(stream);
-  launch.flat(begin_backward<T>, geo.state, p, w);
+  launch.flat(begin_backward<T>, geo.state, p, w, traits.states);
   if (s.steps == 0 || s.samples == 0) {
     launch.flat(zero<T>, weights, p.grad_temporal_weight, weights);
     launch.flat(zero<T>, weights, p.grad_spatial_weight, weights);
   }
   for (int64_t t = s.steps - 1; t >= 0; --t) {
-    if (t > 0)
-      launch.flat(restore_state<T>, geo.state, p.in, p.u + (t - 1) * geo.state, w.v, w.spikes);
-    else
-      launch.flat(load_state<T>, geo.state, p.in, w.v, w.spikes);
-    launch.flat(gate_convolutions<T>, geo.state, p.in, w.spikes, w.z);
-    launch.blocks(differentiate<T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w, t);
+    with_cell<T>(p.in, [&](auto cell) {
+      if (t > 0)
+        launch.flat(restore_state<decltype(cell), T>, geo.state, p, w, t - 1);
+      else
+        launch.flat(load_state<T>, geo.state, p.in, w, traits.states);
+      launch.flat(gate_convolutions<T>, geo.state, p.in, w.spikes, w.z);
+      launch.blocks(differentiate<decltype(cell), T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w, t);
+    });
     launch.flat(weight_gradient<T>, s.samples ? weights : 0, p, w, t == s.steps - 1);
     if (!p.gradient_detach && (t > 0 || p.grad_spikes)) launch.flat(spike_gradient<T>, geo.state, p, w);
   }
-  launch.flat(norm_gradients<T>, s.channels, p, w.partial_norms);
+  launch.flat(channel_gradients<T>, s.channels, p, traits.coefficients, w.partial_sums);
   if (p.grad_spikes) launch.flat(copy_state<T>, geo.state, w.grad_spikes, p.grad_spikes, geo.state);
   return launch.error();
 }
@@ -107,8 +120,8 @@ const char* error_string(int error) { return gpu::error_text(cudaError_t(error))
 
 template int64_t general_forward_workspace<float>(const Shape&);
 template int64_t general_forward_workspace<double>(const Shape&);
-template int64_t general_backward_workspace<float>(const Shape&);
-template int64_t general_backward_workspace<double>(const Shape&);
+template int64_t general_backward_workspace<float>(const Shape&, int);
+template int64_t general_backward_workspace<double>(const Shape&, int);
 template int general_forward<float>(const StcForward<float>&, void*, Stream);
 template int general_forward<double>(const StcForward<double>&, void*, Stream);
 template int general_backward<float>(const StcBackward<float>&, void*, Stream);

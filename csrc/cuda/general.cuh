@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../cell.h"
+#include "../channel_gradients.h"
 #include "../group_norm.h"
 #include "../params.h"
 #include "device_math.cuh"
@@ -15,11 +16,11 @@ namespace stc::cuda {
 template <class T>
 struct Workspace {
   T* spikes;              // s_{t-1}
-  T* v;                   // v_{t-1}; in the forward pass this is the output v
+  T* states[kMaxStates];  // of step t - 1; in the forward pass these are the outputs
   T* z;                   // [2, N, C, H, W]: both gate convolutions
   T* grad;                // [kNorms, N, C, H, W]: of the norms' outputs, then of their inputs
   T* grad_spikes;         // of s_t through the gates of step t + 1
-  double* partial_norms;  // [N, C, kNorms, 2] = weight, bias; summed over the steps
+  double* partial_sums;   // [N, C, kChannelSums]; summed over the steps
 };
 
 struct Geometry {
@@ -44,13 +45,14 @@ __device__ inline int64_t global_thread() { return int64_t(blockIdx.x) * blockDi
 
 // The state before the first step into contiguous arrays; zero where none is given.
 template <class T>
-__global__ void load_state(StcInputs<T> in, T* v, T* spikes) {
+__global__ void load_state(StcInputs<T> in, Workspace<T> w, int states) {
   const Geometry geo(in.shape);
   const int64_t i = global_thread();
   if (i >= geo.state) return;
   const int64_t pixel = i % geo.pixels, c = i / geo.pixels % in.shape.channels, n = i / geo.pixels / in.shape.channels;
-  v[i] = in.v.data ? at(in.v, in.shape, 0, n, c, pixel) : T(0);
-  spikes[i] = in.spikes.data ? at(in.spikes, in.shape, 0, n, c, pixel) : T(0);
+  for (int k = 0; k < states; ++k)
+    w.states[k][i] = in.states[k].data ? at(in.states[k], in.shape, 0, n, c, pixel) : T(0);
+  w.spikes[i] = in.spikes.data ? at(in.spikes, in.shape, 0, n, c, pixel) : T(0);
 }
 
 // z = gconv(s_{t-1}; W) of both pathways, one output neuron a thread.
@@ -133,10 +135,18 @@ STC_HD ChannelNorm<DeviceMath<T>> channel_norm(const StcInputs<T>& in, int norm,
   return {Statistics<DeviceMath<T>>(m), in.norm_weight[norm][c], in.norm_bias[norm][c]};
 }
 
-// Normalises, and updates membrane and spikes. One block a (norm group, sample).
-template <class T>
-__global__ void __launch_bounds__(kThreads) update(StcForward<T> p, const T* z, T* spikes, int64_t t) {
-  using Cell = StcLif<DeviceMath<T>>;
+template <class Cell, class T>
+__device__ typename Cell::K coefficients(const StcInputs<T>& in, int64_t c) {
+  typename Cell::K k;
+  k.threshold = in.threshold ? in.threshold[c] : in.cell.threshold;
+#pragma unroll
+  for (int i = 0; i < Cell::kCoefficients; ++i) k.of[i] = in.coefficients[i * in.shape.channels + c];
+  return k;
+}
+
+// Normalises, and updates states and spikes. One block a (norm group, sample).
+template <class Cell, class T>
+__global__ void __launch_bounds__(kThreads) update(StcForward<T> p, Workspace<T> w, int64_t t) {
   GPU_SHARED(double, scratch, [kThreads / 32]);
   const Shape& s = p.in.shape;
   const Geometry geo(s);
@@ -150,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) update(StcForward<T> p, const T* z, 
   for (int path = 0; path < 2; ++path)
     if (p.in.norm_weight[kTemporal + path])
       m[kTemporal + path] = group_moments(
-          geo, p.in.eps, scratch, [&](int64_t c, int64_t pixel) { return z[path * geo.state + index(c, pixel)]; });
+          geo, p.in.eps, scratch, [&](int64_t c, int64_t pixel) { return w.z[path * geo.state + index(c, pixel)]; });
   if (p.norm_stats && threadIdx.x == 0) {
     double* stats = p.norm_stats + ((t * s.samples + n) * s.norm_groups + group) * kNorms * 2;
 #pragma unroll
@@ -162,15 +172,23 @@ __global__ void __launch_bounds__(kThreads) update(StcForward<T> p, const T* z, 
 
   for_group(geo, [&](int64_t c, int64_t pixel) {
     const int64_t i = index(c, pixel), out = t * geo.state + i;
-    const T a = channel_norm(p.in, kTemporal, m[kTemporal], first + c)(z[i]);
-    const T b = channel_norm(p.in, kSpatial, m[kSpatial], first + c)(z[geo.state + i]);
+    const T a = channel_norm(p.in, kTemporal, m[kTemporal], first + c)(w.z[i]);
+    const T b = channel_norm(p.in, kSpatial, m[kSpatial], first + c)(w.z[geo.state + i]);
     const T x = channel_norm(p.in, kCurrent, m[kCurrent], first + c)(current(c, pixel));
-    const auto next = Cell::step(p.v[i], x, a, b, p.in.cell);
-    p.v[i] = next.v;
-    spikes[i] = next.s;
-    if (p.spikes) p.spikes[out] = next.s;
-    if (p.u) p.u[out] = next.u;
-    if (p.v_seq) p.v_seq[out] = next.v;
+    const auto k = coefficients<Cell>(p.in, first + c);
+    T states[Cell::kStates], potentials[Cell::kPotentials];
+#pragma unroll
+    for (int j = 0; j < Cell::kStates; ++j) states[j] = w.states[j][i];
+    Cell::integrate(states, x, a, b, k, potentials);
+    const T spike = Cell::settle(potentials, k, p.in.cell, states);
+#pragma unroll
+    for (int j = 0; j < Cell::kStates; ++j) w.states[j][i] = states[j];
+    w.spikes[i] = spike;
+    if (p.spikes) p.spikes[out] = spike;
+    if (p.potentials)
+#pragma unroll
+      for (int j = 0; j < Cell::kPotentials; ++j) p.potentials[j * s.steps * geo.state + out] = potentials[j];
+    if (p.v_seq) p.v_seq[out] = states[0];
   });
 }
 
@@ -190,36 +208,42 @@ __global__ void pack_spikes(Shape s, const T* spikes, uint8_t* packed) {
 
 // ---- backward ----------------------------------------------------------------------------------------------------
 
-// v_{t-1} and s_{t-1} from u_{t-1}.
-template <class T>
-__global__ void restore_state(StcInputs<T> in, const T* u_before, T* v, T* spikes) {
-  using Cell = StcLif<DeviceMath<T>>;
+// States and spikes of step t from its potentials.
+template <class Cell, class T>
+__global__ void restore_state(StcBackward<T> p, Workspace<T> w, int64_t t) {
+  const Geometry geo(p.in.shape);
   const int64_t i = global_thread();
-  if (i >= Geometry(in.shape).state) return;
-  const T u = u_before[i], s = Cell::fire(u, in.cell);
-  spikes[i] = s;
-  v[i] = Cell::reset(u, s, in.cell);
+  if (i >= geo.state) return;
+  T potentials[Cell::kPotentials], states[Cell::kStates];
+#pragma unroll
+  for (int j = 0; j < Cell::kPotentials; ++j) potentials[j] = p.potentials[(j * p.in.shape.steps + t) * geo.state + i];
+  w.spikes[i] =
+      Cell::settle(potentials, coefficients<Cell>(p.in, i / geo.pixels % p.in.shape.channels), p.in.cell, states);
+#pragma unroll
+  for (int j = 0; j < Cell::kStates; ++j) w.states[j][i] = states[j];
 }
 
-// grad_v = the upstream gradient of the last v, grad_spikes = 0, sums of the norms' parameters = 0.
+// grad_states = the upstream gradients of the last states, grad_spikes = 0, sums over the channels = 0.
 template <class T>
-__global__ void begin_backward(StcBackward<T> p, Workspace<T> w) {
+__global__ void begin_backward(StcBackward<T> p, Workspace<T> w, int states) {
   const Shape& s = p.in.shape;
   const Geometry geo(s);
   const int64_t i = global_thread();
   if (i >= geo.state) return;
   const int64_t pixel = i % geo.pixels, plane = i / geo.pixels;
-  p.grad_v[i] = p.grad_v_out.data ? at(p.grad_v_out, s, 0, plane / s.channels, plane % s.channels, pixel) : T(0);
+  for (int k = 0; k < states; ++k) {
+    const Strided<const T>& upstream = p.grad_states_out[k];
+    p.grad_states[k][i] = upstream.data ? at(upstream, s, 0, plane / s.channels, plane % s.channels, pixel) : T(0);
+  }
   w.grad_spikes[i] = T(0);
   if (pixel == 0)
-    for (int k = 0; k < kNorms * 2; ++k) w.partial_norms[plane * kNorms * 2 + k] = 0;
+    for (int k = 0; k < kChannelSums; ++k) w.partial_sums[plane * kChannelSums + k] = 0;
 }
 
-// Through the cell and the three norms: grad_current, grad_v in place, and the gradients of both convolutions into
+// Through the cell and the three norms: grad_current, grad_states in place, and the gradients of both convolutions into
 // w.grad. One block a (norm group, sample).
-template <class T>
+template <class Cell, class T>
 __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Workspace<T> w, int64_t t) {
-  using Cell = StcLif<DeviceMath<T>>;
   GPU_SHARED(double, scratch, [kThreads / 32]);
   const Shape& s = p.in.shape;
   const Geometry geo(s);
@@ -239,12 +263,21 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
 
   double mean_grad[kNorms] = {}, mean_product[kNorms] = {};
   for (int64_t c = first; c < first + geo.norm_channels; ++c) {
-    double product[kNorms] = {}, plain[kNorms] = {};
+    double product[kNorms] = {}, plain[kNorms] = {}, threshold = 0, of_coefficients[kMaxCoefficients] = {};
+    const auto k = coefficients<Cell>(p.in, c);
     for (int64_t pixel = threadIdx.x; pixel < geo.pixels; pixel += kThreads) {
       const int64_t i = (n * s.channels + c) * geo.pixels + pixel;
-      T grad_s = w.grad_spikes[i], grad_v = p.grad_v[i];
+      T grad_s = w.grad_spikes[i], before[Cell::kStates], grad_states[Cell::kStates];
+      T potentials[Cell::kPotentials], grad_potentials[Cell::kPotentials];
+#pragma unroll
+      for (int j = 0; j < Cell::kStates; ++j) {
+        before[j] = w.states[j][i];
+        grad_states[j] = p.grad_states[j][i];
+      }
+#pragma unroll
+      for (int j = 0; j < Cell::kPotentials; ++j) potentials[j] = p.potentials[(j * s.steps + t) * geo.state + i];
       if (p.grad_spikes_out.data) grad_s += at(p.grad_spikes_out, s, t, n, c, pixel);
-      if (p.grad_v_seq_out.data) grad_v += at(p.grad_v_seq_out, s, t, n, c, pixel);
+      if (p.grad_v_seq_out.data) grad_states[0] += at(p.grad_v_seq_out, s, t, n, c, pixel);
       T xhat[kNorms], y[kNorms];
 #pragma unroll
       for (int norm = 0; norm < kNorms; ++norm) {
@@ -252,9 +285,15 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
         xhat[norm] = channel.standardise(input(norm, c, pixel));
         y[norm] = channel.affine(xhat[norm]);
       }
-      const auto g = Cell::backward(w.v[i], y[kCurrent], y[kTemporal], y[kSpatial],
-                                    Cell::grad_u(p.u[t * geo.state + i], grad_s, grad_v, p.in.cell));
-      p.grad_v[i] = g.v;
+      typename Cell::K grad_k{};
+      Cell::settle_backward(potentials, grad_s, grad_states, k, p.in.cell, grad_potentials, grad_k);
+      const auto g = Cell::integrate_backward(before, y[kCurrent], y[kTemporal], y[kSpatial], potentials,
+                                              grad_potentials, k, grad_states, grad_k);
+#pragma unroll
+      for (int j = 0; j < Cell::kStates; ++j) p.grad_states[j][i] = grad_states[j];
+      threshold += grad_k.threshold;
+#pragma unroll
+      for (int j = 0; j < Cell::kCoefficients; ++j) of_coefficients[j] += grad_k.of[j];
       const T grads[kNorms] = {g.current, g.temporal, g.spatial};
 #pragma unroll
       for (int norm = 0; norm < kNorms; ++norm) {
@@ -270,11 +309,19 @@ __global__ void __launch_bounds__(kThreads) differentiate(StcBackward<T> p, Work
       mean_product[norm] += p.in.norm_weight[norm][c] * sum_product * share;
       mean_grad[norm] += p.in.norm_weight[norm][c] * sum_plain * share;
       if (threadIdx.x == 0) {
-        double* sums = w.partial_norms + ((n * s.channels + c) * kNorms + norm) * 2;
+        double* sums = w.partial_sums + (n * s.channels + c) * kChannelSums + 2 * norm;
         sums[0] += sum_product;
         sums[1] += sum_plain;
       }
     }
+    const auto add = [&](int sum, double value) {
+      value = block_sum(value, scratch);
+      if (threadIdx.x == 0) w.partial_sums[(n * s.channels + c) * kChannelSums + sum] += value;
+    };
+    if (p.grad_threshold) add(kThresholdSum, threshold);
+    if (p.grad_coefficients)
+#pragma unroll
+      for (int j = 0; j < Cell::kCoefficients; ++j) add(kCoefficientSums + j, of_coefficients[j]);
   }
   // a thread reads back only what it wrote: both loops deal pixels of a channel the same way
   for (int64_t c = first; c < first + geo.norm_channels; ++c)
@@ -348,23 +395,19 @@ __global__ void spike_gradient(StcBackward<T> p, Workspace<T> w) {
   w.grad_spikes[i] = total;
 }
 
-// Gradients of the norms' parameters: the sums over the samples, one channel a thread.
+// Gradients of a channel's parameters from the sums over the samples, one channel a thread.
 template <class T>
-__global__ void norm_gradients(StcBackward<T> p, const double* partial) {
+__global__ void channel_gradients(StcBackward<T> p, int coefficients, const double* partial) {
   const Shape& s = p.in.shape;
   const int64_t c = global_thread();
   if (c >= s.channels) return;
-  for (int norm = 0; norm < kNorms; ++norm) {
-    if (!p.grad_norm_weight[norm]) continue;
-    double weight = 0, bias = 0;
-    for (int64_t n = 0; n < s.samples; ++n) {
-      const double* sums = partial + ((n * s.channels + c) * kNorms + norm) * 2;
-      weight += sums[0];
-      bias += sums[1];
-    }
-    p.grad_norm_weight[norm][c] = T(weight);
-    p.grad_norm_bias[norm][c] = T(bias);
-  }
+  double sums[kChannelSums] = {};
+  const int count = p.grad_threshold || p.grad_coefficients ? kCoefficientSums + coefficients : kThresholdSum;
+  for (int64_t n = 0; n < s.samples; ++n)
+#pragma unroll
+    for (int k = 0; k < kChannelSums; ++k)
+      if (k < count) sums[k] += partial[(n * s.channels + c) * kChannelSums + k];
+  store_channel_gradients(p, coefficients, c, sums);
 }
 
 template <class T>

@@ -17,12 +17,14 @@
 #include "../group_norm.h"
 #include "../params.h"
 #include "gpu.cuh"
+#include "storage.cuh"
 
 namespace stc::cuda {
 
 constexpr int kMaxMap = 32;     // rows and columns
 constexpr int kRunPixels = 16;  // of a pair of n tiles
 constexpr int kMaxWarps = 16;
+constexpr int kParkingSlots = 8;  // fours of neurons of a thread
 
 // Approximations of the hardware: relative error some 2^-21 in a gate, far inside the threshold band.
 struct FastMath {
@@ -66,6 +68,19 @@ struct GateProduct {
 struct PackedWeights {
   uint4* fragments;
   float* scale;
+};
+
+// What the backward kernel leaves for the weight gradient, in device memory.
+struct BackwardTrace {
+  float* grad_gates[2];  // z' of both gates: [T, N, C, H, W]
+  uint8_t* spikes;       // s_{t-1}, one word of Channels bits a pixel: [T, N, groups, H, W]
+  double* partial_sums;  // [N, C, kChannelSums]; summed over the steps
+};
+
+// What has no place on chip: arrays of each block of which each element belongs to one thread.
+struct BackwardSlots {
+  float4* grad_second;  // [warps][kSlots][32]: gradients of a second potential; null: in shared memory
+  float* constants;     // [1 + kCoefficients][kTiles][threads]: gradients of threshold and coefficients so far
 };
 
 constexpr int kPackThreads = 256;
@@ -162,8 +177,18 @@ struct Block {
   }
 
   // Which unit this is. Asked of the hardware each time: as variables they would take registers.
-  static __device__ __forceinline__ int group() { return int(blockIdx.y); }
+  static __device__ __forceinline__ int group() {
+    int y = int(blockIdx.y);
+    gpu::forget(y);
+    return y;
+  }
   static __device__ __forceinline__ int sample() { return int(blockIdx.x); }
+  static __device__ __forceinline__ unsigned index() { return blockIdx.x * gridDim.y + blockIdx.y; }
+  static __device__ __forceinline__ int warp() {
+    int thread = int(threadIdx.x);
+    gpu::forget(thread);
+    return thread / 32;
+  }
   static __device__ __forceinline__ int first() { return group() * Channels; }  // channel
 
   // Of the thread's four pixels of run i.
@@ -175,9 +200,7 @@ struct Block {
   __device__ __forceinline__ int valid(int i) const { return max(0, min(4, width - x(i))); }
   // Where the thread's four of run i, m tile m lies in an array [warps][kSlots][32] of the block. The distances between
   // the fours of a thread are constants, and so take no registers.
-  __device__ __forceinline__ int slot(int i, int m) const {
-    return (int(threadIdx.x) / 32 * kSlots + i * kTiles + m) * 32 + lane;
-  }
+  __device__ __forceinline__ int slot(int i, int m) const { return (warp() * kSlots + i * kTiles + m) * 32 + lane; }
   // How many neurons the thread owns.
   __device__ __forceinline__ int neurons() const {
     int count = 0;
@@ -259,13 +282,6 @@ struct Block {
 };
 
 // Four neighbours of a row of a tensor: a float4, or in half the space four 16-bit numbers.
-__device__ __forceinline__ float widen(uint16_t x, Storage storage) {
-  return storage == Storage::kHalf ? __half2float(__ushort_as_half(x)) : __uint_as_float(uint32_t(x) << 16);
-}
-__device__ __forceinline__ uint16_t narrow(float x, Storage storage) {
-  return storage == Storage::kHalf ? __half_as_ushort(__float2half_rn(x))
-                                   : __bfloat16_as_ushort(__float2bfloat16_rn(x));
-}
 __device__ __forceinline__ float4 widen4(const uint2& x, Storage storage) {
   return make_float4(widen(uint16_t(x.x), storage), widen(uint16_t(x.x >> 16), storage), widen(uint16_t(x.y), storage),
                      widen(uint16_t(x.y >> 16), storage));
@@ -358,6 +374,29 @@ __device__ __forceinline__ void load_affine(const StcInputs<float>& in, int firs
     affine[norm][0][c] = present ? in.norm_weight[norm][first + c] : 1.f;
     affine[norm][1][c] = present ? in.norm_bias[norm][first + c] : 0.f;
   }
+}
+
+// Threshold and coefficients of the channels of a group. By all threads; a barrier must follow.
+template <class Cell, int Channels>
+__device__ __forceinline__ void load_constants(const StcInputs<float>& in, int first,
+                                               float (&constants)[1 + Cell::kCoefficients][Channels]) {
+  for (int i = threadIdx.x; i < (1 + Cell::kCoefficients) * Channels; i += blockDim.x) {
+    const int k = i / Channels, c = i % Channels;
+    constants[k][c] = k > 0          ? in.coefficients[(k - 1) * in.shape.channels + first + c]
+                      : in.threshold ? in.threshold[first + c]
+                                     : in.cell.threshold;
+  }
+}
+
+// Those of one channel.
+template <class Cell, int Channels>
+__device__ __forceinline__ typename Cell::K coefficients(const float (&constants)[1 + Cell::kCoefficients][Channels],
+                                                         int c) {
+  typename Cell::K k;
+  k.threshold = constants[0][c];
+#pragma unroll
+  for (int i = 0; i < Cell::kCoefficients; ++i) k.of[i] = constants[1 + i][c];
+  return k;
 }
 
 // One value, read by one lane for the whole warp.

@@ -9,19 +9,13 @@
 namespace stc::cuda {
 namespace {
 
-struct BackwardWorkspace {
-  PackedWeights weights;
-  uint4* transposed;
-  BackwardTrace trace;
-  float* partial_weights;
-};
-
 // Blocks a group of the weight gradient: two for each of some 130 multiprocessors, which hold one at a time.
 int64_t weight_splits(const Shape& s) {
   return std::clamp<int64_t>(264 / s.groups, 1, std::max<int64_t>(1, s.steps * s.samples));
 }
 
-BackwardWorkspace carve_backward(WorkspaceCarver& carver, const Shape& s) {
+BackwardWorkspace carve_backward(WorkspaceCarver& carver, const StcBackward<float>& p, const Plan& plan) {
+  const Shape& s = p.in.shape;
   BackwardWorkspace w{};
   w.weights = carve_weights(carver, s);
   const int64_t maps = s.steps * s.samples * s.channels * s.height * s.width;
@@ -33,45 +27,44 @@ BackwardWorkspace carve_backward(WorkspaceCarver& carver, const Shape& s) {
   });
   for (float*& gate : w.trace.grad_gates) gate = carver.take<float>(maps);
   w.trace.spikes = carver.take<uint8_t>(maps / 8);
-  w.trace.partial_norms = carver.take<double>(s.samples * s.channels * kNorms * 2);
+  w.trace.partial_sums = carver.take<double>(s.samples * s.channels * kChannelSums);
+  const bool far = CircuitCells::traits(p.in.neuron).states > 1 && !plan.near_second;
+  if (far) w.slots.grad_second = carver.take<float4>(owned_fours(s, plan));
+  const int constants = 1 + CircuitCells::traits(p.in.neuron).coefficients;
+  if (p.grad_threshold || p.grad_coefficients)
+    w.slots.constants = carver.take<float>(constants * owned_fours(s, plan) / plan.runs_per_warp);
   return w;
 }
 
 }  // namespace
 
-int64_t persistent_backward_workspace(const Shape& shape) {
+int64_t persistent_backward_workspace(const StcBackward<float>& params, const Plan& plan) {
   WorkspaceCarver carver(nullptr);
-  carve_backward(carver, shape);
+  carve_backward(carver, params, plan);
   return carver.used();
 }
 
 int persistent_backward(const StcBackward<float>& p, const Plan& plan, void* workspace, Stream stream) {
   const Shape& s = p.in.shape;
   WorkspaceCarver carver(workspace);
-  const BackwardWorkspace w = carve_backward(carver, s);
+  const BackwardWorkspace w = carve_backward(carver, p, plan);
   Launcher launch(stream);
   with_sizes(s, [&](auto channels, auto kernel) {
     using Weights = WeightProduct<channels(), kernel()>;
-    const dim3 units(unsigned(s.samples), unsigned(s.groups));
     const unsigned splits = unsigned(weight_splits(s));
     launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, w.weights);
     if (!p.gradient_detach)
       launch.start(pack_transposed_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in,
                    w.transposed);
-    with_runs(plan, [&](auto runs) {
-      with_flag(!p.gradient_detach, [&](auto attached) {
-        launch.start(cuda::persistent_backward<channels(), kernel(), runs(), attached()>, units, plan.warps * 32,
-                     size_t(plan.dynamic_bytes), p, w.weights, static_cast<const uint4*>(w.transposed), w.trace,
-                     plan.cached_u, plan.cached_current);
-      });
-    });
+    with_cell(p.in, [&](auto cell) { start_backward<decltype(cell)>(launch, p, plan, w); });
     launch.start(weight_gradient_partials<channels(), kernel()>, dim3(unsigned(s.groups), splits), Weights::kWarps * 32,
                  0, s, w.trace, w.partial_weights);
     launch.flat(sum_weight_gradients<channels(), kernel()>, s.groups * Weights::kWeights, p,
                 static_cast<const float*>(w.partial_weights), int(splits) * Weights::kParts);
     return 0;
   });
-  launch.flat(norm_gradients<float>, s.channels, p, static_cast<const double*>(w.trace.partial_norms));
+  launch.flat(channel_gradients<float>, s.channels, p, CircuitCells::traits(p.in.neuron).coefficients,
+              static_cast<const double*>(w.trace.partial_sums));
   return launch.error();
 }
 

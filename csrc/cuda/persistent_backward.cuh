@@ -14,13 +14,6 @@
 
 namespace stc::cuda {
 
-// What the backward kernel leaves for the weight gradient, in device memory.
-struct BackwardTrace {
-  float* grad_gates[2];   // z' of both gates: [T, N, C, H, W]
-  uint8_t* spikes;        // s_{t-1}, one word of Channels bits a pixel: [T, N, groups, H, W]
-  double* partial_norms;  // [N, C, kNorms, 2] = weight, bias; summed over the steps
-};
-
 // The transposed convolutions as a matrix product. Neither operand is exact here: both are the sum of three bf16
 // numbers, and the six products that matter are taken.
 //
@@ -72,17 +65,20 @@ __global__ void __launch_bounds__(kPackThreads) pack_transposed_weights(StcInput
 }
 
 // cached_u, cached_current: whether there is room on chip for u_{t-1} and for the current.
-template <int Channels, int Kernel, int Runs, bool Attached>
+template <int Channels, int Kernel, int Runs, bool Attached, class Cell>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     persistent_backward(StcBackward<float> p, PackedWeights packed, const uint4* transposed, BackwardTrace trace,
-                        bool cached_u, bool cached_current) {
+                        BackwardSlots slots, bool cached_u, bool cached_current) {
   using B = Block<Channels, Kernel, Runs>;
   using Product = typename B::Product;
   using Transposed = TransposedProduct<Channels, Kernel>;
   using Word = typename B::Word;
-  using Cell = StcLif<FastMath>;
-  constexpr int kTiles = B::kTiles;
+  using K = typename Cell::K;
+  constexpr int kTiles = B::kTiles, kStates = Cell::kStates, kCoefficients = Cell::kCoefficients;
+  static_assert(kStates <= 2 && Cell::kPotentials == kStates && kCoefficients <= kMaxCoefficients);
   constexpr int kSums = 2 * kNorms;  // of gradient x xhat, and of the gradient, for each norm
+  // Registers are short where a thread owns most: there some of its gates wait in shared memory.
+  constexpr int kParked = B::kSlots == kParkingSlots ? 2 : 0;  // fours of them a thread
 
   GPU_SHARED(Word, words, [B::kWords]);
   GPU_SHARED(uint16_t, runs, [B::kMaxRuns]);
@@ -91,23 +87,35 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   GPU_SHARED(float, statistics, [kNorms][3]);          // high, low, rstd
   GPU_SHARED(float, means, [kNorms][2]);               // over the group, of weight x gradient and of that x xhat
   GPU_SHARED(float, affine, [kNorms][2][Channels]);    // weight, bias
+  GPU_SHARED(float, constants, [1 + kCoefficients][Channels]);
+  GPU_SHARED(float*, of_block, [1]);  // its part of slots.constants: read each time, it takes no registers
   gpu::SharedCarver carver;
-  // Of these arrays each element belongs to one thread.
+  // Of the arrays of fours each element belongs to one thread.
   float4* grad_u = carver.take<float4>(B::kSlots * int(blockDim.x));
-  float4* kept_u = cached_u ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
-  float4* kept_current = cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
   // a run that is not whole sticks out of the last row
   const int area = (int(p.in.shape.height) + Kernel - 1) * (int(p.in.shape.width) + Kernel - 1) +
                    (p.in.shape.width % kRunPixels ? kRunPixels : 0);
-  // In turn: [kMaxWarps][Channels][kSums] sums of the warps; [kTerms][area][kChunk] bf16 numbers of z', with a zero
-  // halo
-  float* arena = carver.take<float>(
-      max(kMaxWarps * Channels * kSums, Attached ? Transposed::kTerms * area * Transposed::kChunk / 2 : 0));
+  // In turn: [kMaxWarps][Channels][kSums] sums of the warps and the parked gates; [kTerms][area][kChunk] bf16 numbers
+  // of z', with a zero halo
+  float* arena = carver.take<float>(max(kMaxWarps * Channels * kSums + 4 * kParked * int(blockDim.x),
+                                        Attached ? Transposed::kTerms * area * Transposed::kChunk / 2 : 0));
+  float4* grad_second = grad_u;
+  if constexpr (kStates > 1)
+    grad_second = slots.grad_second ? slots.grad_second + int64_t(B::index()) * B::kSlots * int(blockDim.x)
+                                    : carver.take<float4>(B::kSlots * int(blockDim.x));
+  float4* kept_u = cached_u ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
+  float4* kept_current = cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
+  const auto parked = [&](int k) -> float4& {
+    int thread = int(threadIdx.x);
+    gpu::forget(thread);
+    return reinterpret_cast<float4*>(arena + kMaxWarps * Channels * kSums)[k * int(blockDim.x) + thread];
+  };
+  // Which of them the gates of a path are in (run i, m tile m); none if not less than kParked.
+  const auto parking = [](int i, int m, int path) { return i < Runs - 1 ? kParked : (kTiles - 1 - m) * 2 + path; };
 
   B block(p.in.shape, runs);
   const int steps = int(p.in.shape.steps);
   const Storage storage = p.in.storage;
-  const uint4* fragments = packed.fragments + B::group() * Product::kFragments;
   const Current<B> current(block, p.in, kept_current, cached_current);
   CellOptions<float> cell = p.in.cell;
   cell.spiking = true;  // soft spikes run on the general kernels
@@ -122,7 +130,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   const auto store = [&](float* array, int i, int m, const float4& value) {
     store4(array + block.offset(i, m), value, block.valid(i), block.whole);
   };
-  // u' of step t from the gradient that arrives at its v from later steps, and from outside at its spikes and v.
+  // Gradient so far of constant k, in the thread's channel of m tile m.
+  const auto grad_constant = [&](int k, int m) -> float& {
+    return of_block[0][(k * kTiles + m) * int(blockDim.x) + int(threadIdx.x)];
+  };
+  // Gradient of u of step t from that which arrives at its v from later steps, and from outside at its spikes and v. A
+  // second potential passes the reset as it is, and so does its gradient.
   const auto fold = [&](int t, int i, int m, const float4& u, float4 grad_v) {
     float4 grad_s = make_float4(0.f, 0.f, 0.f, 0.f);
     if (p.grad_spikes_out.data) grad_s = load4(block, p.grad_spikes_out, storage, t, B::sample(), channel(m), i);
@@ -131,28 +144,45 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
       for (int j = 0; j < 4; ++j) component(grad_v, j) += component_of(more, j);
     }
-    float4 result;
+    const K k = coefficients<Cell>(constants, m * 8 + block.row);
+    K grad{};
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      component(result, j) = Cell::grad_u(component_of(u, j), component_of(grad_s, j), component_of(grad_v, j), cell);
-    grad_u[block.slot(i, m)] = result;
+    for (int j = 0; j < 4; ++j) {
+      const float potential[kStates] = {component_of(u, j)}, grad_state[kStates] = {component_of(grad_v, j)};
+      float result[kStates];
+      K of_neuron{};
+      Cell::settle_backward(potential, component_of(grad_s, j), grad_state, k, cell, result, of_neuron);
+      if (j < block.valid(i)) grad.threshold += of_neuron.threshold;
+      component(grad_v, j) = result[0];
+    }
+    grad_u[block.slot(i, m)] = grad_v;
+    if (p.grad_threshold) grad_constant(0, m) += grad.threshold;
   };
 
   for (int i = threadIdx.x; i < B::kWords; i += blockDim.x) words[i] = 0;
   for (int i = threadIdx.x; i < Channels * kSums; i += blockDim.x) totals[i / kSums][i % kSums] = 0.0;
   load_affine<Channels>(p.in, B::first(), affine);
+  load_constants<Cell>(p.in, B::first(), constants);
+  if (slots.constants && threadIdx.x == 0)
+    of_block[0] = slots.constants + int64_t(B::index()) * (1 + kCoefficients) * kTiles * int(blockDim.x);
   __syncthreads();
+  if (slots.constants)
+    for (int k = 0; k < (1 + kCoefficients) * kTiles; ++k) grad_constant(0, k) = 0.f;
   if (steps > 0) current.fetch(steps - 1);
 #pragma unroll 1
   for (int i = 0; i < Runs; ++i)
 #pragma unroll 1
     for (int m = 0; m < kTiles; ++m) {
-      float4 grad_v = make_float4(0.f, 0.f, 0.f, 0.f);
-      if (p.grad_v_out.data) grad_v = load4(block, p.grad_v_out, Storage::kState, 0, B::sample(), channel(m), i);
+      const auto upstream = [&](int k) {
+        const Strided<const float>& grad = p.grad_states_out[k];
+        return grad.data ? load4(block, grad, Storage::kState, 0, B::sample(), channel(m), i)
+                         : make_float4(0.f, 0.f, 0.f, 0.f);
+      };
+      if constexpr (kStates > 1) grad_second[block.slot(i, m)] = upstream(1);
       if (steps > 0)
-        fold(steps - 1, i, m, load(p.u + unit(steps - 1), i, m), grad_v);
+        fold(steps - 1, i, m, load(p.potentials + unit(steps - 1), i, m), upstream(0));
       else
-        grad_u[block.slot(i, m)] = grad_v;
+        grad_u[block.slot(i, m)] = upstream(0);
     }
 
 #pragma unroll 1
@@ -177,7 +207,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         unsigned fired = 0;
         float4 before = make_float4(0.f, 0.f, 0.f, 0.f);
         if (t > 0) {
-          before = load(p.u + unit(t - 1), i, m);
+          before = load(p.potentials + unit(t - 1), i, m);
           if (cached_u) kept_u[block.slot(i, m)] = before;
         } else if (p.in.spikes.data) {
           before = load4(block, p.in.spikes, storage, 0, B::sample(), channel(m), i);
@@ -185,7 +215,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const float value = component(before, j);
-          const bool spike = t > 0 ? value >= cell.threshold : value != 0.f;
+          const bool spike = t > 0 ? value >= constants[0][m * 8 + block.row] : value != 0.f;
           fired |= unsigned(spike && j < block.valid(i)) << j;
         }
         block.put_spikes(words, i, m, fired);
@@ -202,7 +232,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       return Statistics<FastMath>(statistics[norm][0], statistics[norm][1], statistics[norm][2]);
     };
     float z[Runs][2][kTiles][4];
-    block.convolve(words, p.in.short_weights ? 1 : 2, [&](int i) { return __ldg(fragments + i); }, z);
+    {
+      const uint4* fragments = packed.fragments + B::group() * Product::kFragments;
+      block.convolve(words, p.in.short_weights ? 1 : 2, [&](int i) { return __ldg(fragments + i); }, z);
+    }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
@@ -217,36 +250,93 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             value = of_path.centre(value * scale) * of_path.rstd;  // zhat
           }
       }
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int path = 0; path < 2; ++path)
+        if (const int k = parking(Runs - 1, m, path); k < kParked)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) component(parked(k), j) = z[Runs - 1][j / 2][m][2 * path + j % 2];
     current.arrive();
     block.forget();
 
     // u_{t-1}; before the first step v.
     const auto load_before = [&](int i, int m) {
-      if (t > 0) return cached_u ? kept_u[block.slot(i, m)] : load(p.u + unit(t - 1), i, m);
-      if (p.in.v.data) return load4(block, p.in.v, Storage::kState, 0, B::sample(), channel(m), i);
+      if (t > 0) return cached_u ? kept_u[block.slot(i, m)] : load(p.potentials + unit(t - 1), i, m);
+      if (p.in.states[0].data) return load4(block, p.in.states[0], Storage::kState, 0, B::sample(), channel(m), i);
       return make_float4(0.f, 0.f, 0.f, 0.f);
     };
-    // Calls use(j, xhat of the three norms, gradients of the cell) for the four neurons of (run i, m tile m).
+    // The second potential of step t, or for t < 0 the second state before the first step; only the gradients of the
+    // coefficients want them.
+    const auto load_second = [&](int t, int i, int m, int j) {
+      block.forget();
+      if (!p.grad_coefficients || j >= block.valid(i)) return 0.f;
+      if (t >= 0) return p.potentials[unit(p.in.shape.steps + t) + block.offset(i, m) + j];
+      const Strided<const float>& x = p.in.states[1];
+      return x.data ? x.data[place4(block, x, 0, B::sample(), channel(m), i) + j * x.column] : 0.f;
+    };
+    // Calls use(j, xhat of the three norms, gradients of the cell's inputs, of its states before, of its coefficients)
+    // for the four neurons of (run i, m tile m).
     const auto visit = [&](int i, int m, auto use) {
       block.forget();
       const float4 before = load_before(i, m);
-      const int c = m * 8 + block.row;
-      const float4 input = current(t, i, m), gu = grad_u[block.slot(i, m)];
+      const float4 input = current(t, i, m);
+      const float4 gu = grad_u[block.slot(i, m)];
       const Statistics<FastMath> of_current = statistics_of(kCurrent);
+      int c = m * 8 + block.row;
+      const auto zhat = [&](int path, int j) {
+        const int k = parking(i, m, path);
+        return k < kParked ? component(parked(k), j) : z[i][j / 2][m][2 * path + j % 2];
+      };
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float xhat[kNorms] = {of_current.centre(component_of(input, j)) * of_current.rstd, z[i][j / 2][m][j % 2],
-                                    z[i][j / 2][m][2 + j % 2]};
+        const float xhat[kNorms] = {of_current.centre(component_of(input, j)) * of_current.rstd, zhat(0, j),
+                                    zhat(1, j)};
+        if constexpr (kStates > 1) gpu::forget(c);
+        const K k = coefficients<Cell>(constants, c);
         float normed[kNorms];
 #pragma unroll
         for (int norm = 0; norm < kNorms; ++norm) normed[norm] = xhat[norm] * affine[norm][0][c] + affine[norm][1][c];
-        const float x = component_of(before, j);
-        const float v_before = t > 0 ? Cell::reset(x, Cell::fire(x, cell), cell) : x;
-        use(j, xhat,
-            Cell::backward(v_before, normed[kCurrent], normed[kTemporal], normed[kSpatial], component_of(gu, j)));
+        float state[kStates] = {component_of(before, j)}, potential[kStates] = {}, grad[kStates], grad_before[kStates];
+        // one by one: fours of them would take registers that the gates need
+        if constexpr (kStates > 1) {
+          state[1] = load_second(t - 1, i, m, j);
+          potential[1] = load_second(t, i, m, j);
+          grad[1] = component(grad_second[block.slot(i, m)], j);
+        }
+        if (t > 0) {
+          const float fired = Cell::fire(state[0], k.threshold, cell);
+          state[0] = Cell::reset(state[0], fired, k.threshold, cell);
+        }
+        grad[0] = component_of(gu, j);
+        K grad_k{};
+        const CircuitGradients<float> g = Cell::integrate_backward(
+            state, normed[kCurrent], normed[kTemporal], normed[kSpatial], potential, grad, k, grad_before, grad_k);
+        use(j, xhat, g, grad_before, grad_k);
       }
       return before;
     };
+
+    // The gradients of the coefficients by themselves, since they want other registers than the sums of the norms.
+    if constexpr (kCoefficients > 0) {
+      if (p.grad_coefficients) {
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+          for (int i = 0; i < Runs; ++i) {
+            float sums[kCoefficients] = {};
+            visit(i, m,
+                  [&](int j, const float (&)[kNorms], const CircuitGradients<float>&, const float (&)[kStates],
+                      const K& grad_k) {
+                    if (j >= block.valid(i)) return;
+#pragma unroll
+                    for (int k = 0; k < kCoefficients; ++k) sums[k] += grad_k.of[k];
+                  });
+#pragma unroll
+            for (int k = 0; k < kCoefficients; ++k) grad_constant(1 + k, m) += sums[k];
+          }
+      }
+    }
 
     // Sums over the group; per channel first, which the norms' parameters want.
 #pragma unroll
@@ -254,20 +344,22 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       float sums[kSums] = {};
 #pragma unroll
       for (int i = 0; i < Runs; ++i)
-        visit(i, m, [&](int j, const float (&xhat)[kNorms], const typename Cell::Gradients& g) {
-          if (j >= block.valid(i)) return;
-          const float grads[kNorms] = {g.current, g.temporal, g.spatial};
+        visit(i, m,
+              [&](int j, const float (&xhat)[kNorms], const CircuitGradients<float>& g, const float (&)[kStates],
+                  const K&) {
+                if (j >= block.valid(i)) return;
+                const float grads[kNorms] = {g.current, g.temporal, g.spatial};
 #pragma unroll
-          for (int norm = 0; norm < kNorms; ++norm) {
-            sums[2 * norm] += grads[norm] * xhat[norm];
-            sums[2 * norm + 1] += grads[norm];
-          }
-        });
+                for (int norm = 0; norm < kNorms; ++norm) {
+                  sums[2 * norm] += grads[norm] * xhat[norm];
+                  sums[2 * norm + 1] += grads[norm];
+                }
+              });
 #pragma unroll
       for (int k = 0; k < kSums; ++k) {
         sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 1);
         sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 2);
-        if (block.quad == 0) arena[(threadIdx.x / 32 * Channels + m * 8 + block.row) * kSums + k] = sums[k];
+        if (block.quad == 0) arena[(B::warp() * Channels + m * 8 + block.row) * kSums + k] = sums[k];
       }
     }
     __syncthreads();
@@ -293,28 +385,35 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
       for (int i = 0; i < Runs; ++i) {
         float4 out[kNorms], grad_v;
-        const float4 before = visit(i, m, [&](int j, const float (&xhat)[kNorms], const typename Cell::Gradients& g) {
-          const float grads[kNorms] = {g.current, g.temporal, g.spatial};
-          component(grad_v, j) = g.v;
+        block.forget();
+        const float4 before =
+            visit(i, m,
+                  [&](int j, const float (&xhat)[kNorms], const CircuitGradients<float>& g,
+                      const float (&grad_before)[kStates], const K&) {
+                    const float grads[kNorms] = {g.current, g.temporal, g.spatial};
+                    component(grad_v, j) = grad_before[0];
+                    if constexpr (kStates > 1) component(grad_second[block.slot(i, m)], j) = grad_before[1];
 #pragma unroll
-          for (int norm = 0; norm < kNorms; ++norm) {
-            const ChannelNorm<FastMath> f(Statistics<FastMath>(0.f, 0.f, statistics[norm][2]),
-                                          affine[norm][0][m * 8 + block.row], 0.f);
-            component(out[norm], j) = f.backward(grads[norm], xhat[norm], means[norm][0], means[norm][1]);
-          }
-        });
+                    for (int norm = 0; norm < kNorms; ++norm) {
+                      const ChannelNorm<FastMath> f(Statistics<FastMath>(0.f, 0.f, statistics[norm][2]),
+                                                    affine[norm][0][m * 8 + block.row], 0.f);
+                      component(out[norm], j) = f.backward(grads[norm], xhat[norm], means[norm][0], means[norm][1]);
+                    }
+                  });
+        block.forget();
         store4(p.grad_current, unit(t) + block.offset(i, m), out[kCurrent], block.valid(i), block.whole, storage);
         store(trace.grad_gates[0] + unit(t), i, m, out[kTemporal]);
         store(trace.grad_gates[1] + unit(t), i, m, out[kSpatial]);
         if (t > 0)
           fold(t - 1, i, m, before, grad_v);
         else
-          grad_u[block.slot(i, m)] = grad_v;  // nothing is before the first step but v
+          grad_u[block.slot(i, m)] = grad_v;  // nothing is before the first step but the states
       }
     if (t > 0) current.fetch(t - 1);
 
     if constexpr (Attached) {
       if (t > 0 || p.grad_spikes) {
+        if constexpr (kParked > 0) __syncthreads();          // nobody needs the parked gates any more
         uint32_t* map = reinterpret_cast<uint32_t*>(arena);  // pairs of bf16 numbers
         for (int i = threadIdx.x; i < Transposed::kTerms * area * Transposed::kChunk / 2; i += blockDim.x) map[i] = 0u;
         float sum[Runs][2][4];
@@ -349,6 +448,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
                                  chunk * Transposed::kSteps * Transposed::kTerms * 32 + block.lane;
 #pragma unroll 1
           for (int s = 0; s < Transposed::kSteps; ++s) {
+            // with few accumulators nvcc would keep addresses for the whole loop, and spill them
+            if constexpr (Channels == 8 && kCoefficients == 0) block.forget();
             uint4 a[Transposed::kTerms];
 #pragma unroll
             for (int term = 0; term < Transposed::kTerms; ++term)
@@ -386,10 +487,16 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
               block.forget();
               const float4 u = load_before(i, m);
               float4 total = grad_u[block.slot(i, m)];
+              const float threshold = constants[0][m * 8 + block.row];
+              float sum = 0.f;
 #pragma unroll
-              for (int j = 0; j < 4; ++j)
-                component(total, j) += component_of(grad_s, j) * Cell::spike_slope(component_of(u, j), cell);
+              for (int j = 0; j < 4; ++j) {
+                const float part = component_of(grad_s, j) * Cell::spike_slope(component_of(u, j), threshold, cell);
+                component(total, j) += part;
+                if (j < block.valid(i)) sum += part;
+              }
               grad_u[block.slot(i, m)] = total;
+              if (p.grad_threshold) grad_constant(0, m) -= sum;
             } else {
               store4(p.grad_spikes, unit(0) + block.offset(i, m), grad_s, block.valid(i), block.whole, storage);
             }
@@ -402,10 +509,31 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll 1
   for (int i = 0; i < Runs; ++i)
 #pragma unroll 1
-    for (int m = 0; m < kTiles; ++m) store(p.grad_v + unit(0), i, m, grad_u[block.slot(i, m)]);
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int k = 0; k < kStates; ++k)
+        store(p.grad_states[k] + unit(0), i, m, (k ? grad_second : grad_u)[block.slot(i, m)]);
+  double* partial_sums = trace.partial_sums + (B::sample() * p.in.shape.channels + B::first()) * kChannelSums;
   for (int i = threadIdx.x; i < Channels * kSums; i += blockDim.x)
-    trace.partial_norms[((B::sample() * p.in.shape.channels + B::first() + i / kSums) * kNorms) * 2 + i % kSums] =
-        totals[i / kSums][i % kSums];
+    partial_sums[i / kSums * kChannelSums + i % kSums] = totals[i / kSums][i % kSums];
+  if (!slots.constants) return;
+#pragma unroll 1
+  for (int k = 0; k <= kCoefficients; ++k) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      float sum = grad_constant(k, m);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      if (block.quad == 0) arena[B::warp() * Channels + m * 8 + block.row] = sum;
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < Channels; c += blockDim.x) {
+      double sum = 0.0;
+      for (int w = 0; w < int(blockDim.x) / 32; ++w) sum += double(arena[w * Channels + c]);
+      partial_sums[c * kChannelSums + kThresholdSum + k] = sum;
+    }
+    __syncthreads();
+  }
 }
 
 }  // namespace stc::cuda

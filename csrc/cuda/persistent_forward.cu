@@ -1,13 +1,22 @@
 #include "launch.h"
-#include "launcher.h"
-#include "persistent_forward.cuh"
 #include "persistent_launch.h"
 
 namespace stc::cuda {
+namespace {
 
-int64_t persistent_forward_workspace(const Shape& shape) {
+ForwardWorkspace carve_forward(WorkspaceCarver& carver, const StcForward<float>& p, const Plan& plan) {
+  ForwardWorkspace w{};
+  w.weights = carve_weights(carver, p.in.shape);
+  const bool far = CircuitCells::traits(p.in.neuron).states > 1 && !plan.near_second;
+  if (far) w.far_state = carver.take<float4>(owned_fours(p.in.shape, plan));
+  return w;
+}
+
+}  // namespace
+
+int64_t persistent_forward_workspace(const StcForward<float>& params, const Plan& plan) {
   WorkspaceCarver carver(nullptr);
-  carve_weights(carver, shape);
+  carve_forward(carver, params, plan);
   return carver.used();
 }
 
@@ -15,19 +24,13 @@ int persistent_forward(const StcForward<float>& p, const Plan& plan, void* works
   const Shape& s = p.in.shape;
   if (s.samples == 0) return cudaSuccess;
   WorkspaceCarver carver(workspace);
-  const PackedWeights packed = carve_weights(carver, s);
+  const ForwardWorkspace w = carve_forward(carver, p, plan);
   Launcher launch(stream);
   with_sizes(s, [&](auto channels, auto kernel) {
-    launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, packed);
-    with_runs(plan, [&](auto runs) {
-      with_flag(plan.resident_weights, [&](auto resident) {
-        launch.start(cuda::persistent_forward<channels(), kernel(), runs(), resident()>,
-                     dim3(unsigned(s.samples), unsigned(s.groups)), plan.warps * 32, size_t(plan.dynamic_bytes), p,
-                     packed, plan.cached_current);
-      });
-    });
+    launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, w.weights);
     return 0;
   });
+  with_cell(p.in, [&](auto cell) { start_forward<decltype(cell)>(launch, p, plan, w); });
   return launch.error();
 }
 

@@ -11,44 +11,51 @@
 namespace stc::cuda {
 
 // ResidentWeights: in shared memory, where there is room; else they stream through the first-level cache.
-// cached_current: the current, too, is fetched into shared memory.
-template <int Channels, int Kernel, int Runs, bool ResidentWeights>
+// cached_current: the current, too, is fetched into shared memory. far_state: where the state of a cell that has a
+// second one lies, [N, groups][warps][kSlots][32]; null: in shared memory.
+template <int Channels, int Kernel, int Runs, bool ResidentWeights, class Cell>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1)
-    persistent_forward(StcForward<float> p, PackedWeights packed, bool cached_current) {
+    persistent_forward(StcForward<float> p, PackedWeights packed, float4* far_state, bool cached_current) {
   using B = Block<Channels, Kernel, Runs>;
   using Product = typename B::Product;
   using Word = typename B::Word;
-  using Cell = StcLif<FastMath>;
   using Sums = Spread<kNorms>;
-  constexpr int kTiles = B::kTiles;
+  constexpr int kTiles = B::kTiles, kStates = Cell::kStates;
+  static_assert(kStates <= 2 && Cell::kPotentials == kStates);
 
   GPU_SHARED(Word, words, [B::kWords]);  // the spikes before this step, with a zero halo
   GPU_SHARED(uint16_t, runs, [B::kMaxRuns]);
   GPU_SHARED(float, spreads, [kMaxWarps][Sums::kNumbers]);
   GPU_SHARED(float, affine, [kNorms][2][Channels]);  // weight, bias
   GPU_SHARED(float, scale, [2][Channels]);           // of the gate weights
+  GPU_SHARED(float, constants, [1 + Cell::kCoefficients][Channels]);
   gpu::SharedCarver carver;
-  float4* v = carver.take<float4>(B::kSlots * int(blockDim.x));  // each element belongs to one thread
+  // Of these arrays each element belongs to one thread.
+  float4* v = carver.take<float4>(B::kSlots * int(blockDim.x));
   uint4* resident = ResidentWeights ? carver.take<uint4>(Product::kFragments) : nullptr;
+  float4* second = v;
+  if constexpr (kStates > 1)
+    second = far_state ? far_state + int64_t(B::index()) * B::kSlots * int(blockDim.x)
+                       : carver.take<float4>(B::kSlots * int(blockDim.x));
 
-  const B block(p.in.shape, runs);
-  const int group = B::group(), n = B::sample(), first = B::first();
-  const uint4* fragments = packed.fragments + group * Product::kFragments;
+  B block(p.in.shape, runs);
+  const auto fragments = [&] { return packed.fragments + B::group() * Product::kFragments; };
   const int terms = p.in.short_weights ? 1 : 2;
   const Storage storage = p.in.storage;
   CellOptions<float> cell = p.in.cell;
   cell.spiking = true;  // soft spikes run on the general kernels
   // The first element of this unit at step t of a contiguous sequence.
   const auto unit = [&](int64_t t) {
-    return ((t * p.in.shape.samples + n) * p.in.shape.channels + first) * block.pixels;
+    return ((t * p.in.shape.samples + B::sample()) * p.in.shape.channels + B::first()) * block.pixels;
   };
 
   for (int i = threadIdx.x; i < B::kWords; i += blockDim.x) words[i] = 0;
   for (int i = threadIdx.x; i < 2 * Channels; i += blockDim.x)
-    scale[i / Channels][i % Channels] = packed.scale[group * 2 * Channels + i];
-  load_affine<Channels>(p.in, first, affine);
+    scale[i / Channels][i % Channels] = packed.scale[B::group() * 2 * Channels + i];
+  load_affine<Channels>(p.in, B::first(), affine);
+  load_constants<Cell>(p.in, B::first(), constants);
   if constexpr (ResidentWeights)
-    for (int i = threadIdx.x; i < Product::kFragments; i += blockDim.x) resident[i] = fragments[i];
+    for (int i = threadIdx.x; i < Product::kFragments; i += blockDim.x) resident[i] = fragments()[i];
   const Current<B> current(block, p.in, cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : v,
                            cached_current);
   __syncthreads();  // the halo is zero before spikes are put inside it, and the slots before the current arrives there
@@ -57,11 +64,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   for (int i = 0; i < Runs; ++i)
 #pragma unroll 1
     for (int m = 0; m < kTiles; ++m) {
-      const int64_t channel = first + m * 8 + block.row;
-      float4 state = make_float4(0.f, 0.f, 0.f, 0.f), spike = state;
-      if (p.in.v.data) state = load4(block, p.in.v, Storage::kState, 0, n, channel, i);
-      if (p.in.spikes.data) spike = load4(block, p.in.spikes, storage, 0, n, channel, i);
-      v[block.slot(i, m)] = state;
+      const int64_t channel = B::first() + m * 8 + block.row;
+      float4 spike = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) {
+        float4 state = make_float4(0.f, 0.f, 0.f, 0.f);
+        if (p.in.states[k].data) state = load4(block, p.in.states[k], Storage::kState, 0, B::sample(), channel, i);
+        (k ? second : v)[block.slot(i, m)] = state;
+      }
+      if (p.in.spikes.data) spike = load4(block, p.in.spikes, storage, 0, B::sample(), channel, i);
       unsigned fired = 0;
       for (int j = 0; j < 4; ++j) fired |= unsigned(component(spike, j) != 0.f) << j;
       block.put_spikes(words, i, m, fired);
@@ -69,8 +80,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   __syncthreads();
 
   for (int t = 0; t < int(p.in.shape.steps); ++t) {
+    block.forget();
     float z[Runs][2][kTiles][4];
-    block.convolve(words, terms, [&](int i) { return ResidentWeights ? resident[i] : __ldg(fragments + i); }, z);
+    {
+      const uint4* streamed = ResidentWeights ? nullptr : fragments();
+      block.convolve(words, terms, [&](int i) { return ResidentWeights ? resident[i] : __ldg(streamed + i); }, z);
+    }
     Sums sums;
     sums.count = float(block.neurons());
     const float share = sums.count > 0.f ? 1.f / sums.count : 0.f;
@@ -111,7 +126,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       // differences to one element of the group, so that a large common offset costs no digits; those of a thread to
       // the first of them, so that its few squares cancel nothing either
       shift = load_first(p.in.current, storage,
-                         t * p.in.current.step + n * p.in.current.sample + first * p.in.current.channel);
+                         t * p.in.current.step + B::sample() * p.in.current.sample + B::first() * p.in.current.channel);
       float origin = 0.f, sum = 0.f, squares = 0.f;
 #pragma unroll
       for (int i = 0; i < Runs; ++i)
@@ -146,7 +161,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
                        1.f / sqrtf(variance + float(p.in.eps))};
       }
     if (p.norm_stats && threadIdx.x == 0) {
-      double* out = p.norm_stats + ((t * p.in.shape.samples + n) * p.in.shape.groups + group) * kNorms * 2;
+      double* out =
+          p.norm_stats + ((t * p.in.shape.samples + B::sample()) * p.in.shape.groups + B::group()) * kNorms * 2;
 #pragma unroll
       for (int norm = 0; norm < kNorms; ++norm) {
         out[2 * norm] = double(stats[norm].high) + double(stats[norm].low);
@@ -155,41 +171,51 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     }
 
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      const int c = m * 8 + block.row;
-      const auto apply = [&](int norm, float x) {
-        return ChannelNorm<FastMath>(stats[norm], affine[norm][0][c], affine[norm][1][c])(x);
-      };
+    for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int i = 0; i < Runs; ++i) {
+        block.forget();
         const int valid = block.valid(i);
         const float4 input = current(t, i, m);
-        float4& potential = v[block.slot(i, m)];
-        float4 before = potential, u, s, after;
+        const int slot = block.slot(i, m), c = m * 8 + block.row;
+        float4 after = v[slot], u;
         unsigned fired = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const auto next =
-              Cell::step(component(before, j), apply(kCurrent, component_of(input, j)),
-                         apply(kTemporal, z[i][j / 2][m][j % 2]), apply(kSpatial, z[i][j / 2][m][2 + j % 2]), cell);
-          component(u, j) = next.u;
-          component(s, j) = next.s;
-          component(after, j) = next.v;
-          fired |= unsigned(next.s != 0.f && j < valid) << j;
+          const auto apply = [&](int norm, float x) {
+            return ChannelNorm<FastMath>(stats[norm], affine[norm][0][c], affine[norm][1][c])(x);
+          };
+          float state[kStates] = {component(after, j)}, potential[kStates];
+          // one by one: four of them would take registers that the gates need
+          if constexpr (kStates > 1) state[1] = component(second[slot], j);
+          const typename Cell::K k = coefficients<Cell>(constants, c);
+          Cell::integrate(state, apply(kCurrent, component_of(input, j)), apply(kTemporal, z[i][j / 2][m][j % 2]),
+                          apply(kSpatial, z[i][j / 2][m][2 + j % 2]), k, potential);
+          fired |= unsigned(Cell::settle(potential, k, cell, state) != 0.f) << j;
+          component(u, j) = potential[0];
+          component(after, j) = state[0];
+          if constexpr (kStates > 1) component(second[slot], j) = state[1];
         }
-        potential = after;
+        v[slot] = after;
         const int64_t out = unit(t) + block.offset(i, m);
-        if (p.spikes) store4(p.spikes, out, s, valid, block.whole, storage);
-        if (p.u) store4(p.u + out, u, valid, block.whole);
+        if (p.spikes) {
+          const auto spike = [&](int j) { return float(fired >> j & 1u); };
+          store4(p.spikes, out, make_float4(spike(0), spike(1), spike(2), spike(3)), valid, block.whole, storage);
+        }
+        if (p.potentials) {
+          store4(p.potentials + out, u, valid, block.whole);
+          // a state that passes the reset as it is
+          if constexpr (kStates > 1)
+            store4(p.potentials + unit(p.in.shape.steps + t) + block.offset(i, m), second[slot], valid, block.whole);
+        }
         if (p.v_seq) store4(p.v_seq + out, after, valid, block.whole);
-        block.put_spikes(words, i, m, fired);
+        block.put_spikes(words, i, m, fired & ((1u << valid) - 1u));
       }
-    }
     __syncthreads();
     if (t + 1 < int(p.in.shape.steps)) current.fetch(t + 1);
     if (p.packed_spikes) {
       Word* out = reinterpret_cast<Word*>(p.packed_spikes) +
-                  ((t * p.in.shape.samples + n) * p.in.shape.groups + group) * block.pixels;
+                  ((t * p.in.shape.samples + B::sample()) * p.in.shape.groups + B::group()) * block.pixels;
       for (int i = threadIdx.x; i < block.pixels; i += blockDim.x)
         out[i] = words[(i / block.width + B::kPad) * block.stride + i % block.width + B::kPad];
     }
@@ -199,7 +225,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   for (int i = 0; i < Runs; ++i)
 #pragma unroll 1
     for (int m = 0; m < kTiles; ++m)
-      store4(p.v + unit(0) + block.offset(i, m), v[block.slot(i, m)], block.valid(i), block.whole);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k)
+        store4(p.states[k] + unit(0) + block.offset(i, m), (k ? second : v)[block.slot(i, m)], block.valid(i),
+               block.whole);
 }
 
 }  // namespace stc::cuda

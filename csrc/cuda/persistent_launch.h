@@ -3,10 +3,31 @@
 
 #include <type_traits>
 
+#include "launch.h"
+#include "launcher.h"
 #include "persistent.cuh"
 #include "workspace.h"
 
 namespace stc::cuda {
+
+struct ForwardWorkspace {
+  PackedWeights weights;
+  float4* far_state;
+};
+
+struct BackwardWorkspace {
+  PackedWeights weights;
+  uint4* transposed;
+  BackwardTrace trace;
+  BackwardSlots slots;
+  float* partial_weights;
+};
+
+// Defined in persistent_*_launch.cuh.
+template <class Cell>
+void start_forward(Launcher& launch, const StcForward<float>& p, const Plan& plan, const ForwardWorkspace& w);
+template <class Cell>
+void start_backward(Launcher& launch, const StcBackward<float>& p, const Plan& plan, const BackwardWorkspace& w);
 
 template <int Value>
 using Constant = std::integral_constant<int, Value>;
@@ -29,6 +50,17 @@ void with_runs(const Plan& plan, F f) {
 template <class F>
 void with_flag(bool flag, F f) {
   return flag ? f(std::true_type()) : f(std::false_type());
+}
+
+// Calls f with an object of the call's cell.
+template <class F>
+void with_cell(const StcInputs<float>& in, F f) {
+  CircuitCells::visit(in.neuron, [&](auto tag) { f(typename decltype(tag)::template With<FastMath>()); });
+}
+
+// Fours of neurons that the blocks of a launch own together.
+inline int64_t owned_fours(const Shape& s, const Plan& plan) {
+  return s.samples * s.groups * plan.warps * 32 * plan.runs_per_warp * (s.channels / s.groups / 8);
 }
 
 inline PackedWeights carve_weights(WorkspaceCarver& carver, const Shape& s) {

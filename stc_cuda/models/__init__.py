@@ -1,6 +1,7 @@
 """Networks made of the neurons."""
 
+from .checkpoint import read_official_checkpoint
 from .patches import frames_to_patches, patches_to_frames
 from .predictor import SpikingPredictor
 
-__all__ = ["SpikingPredictor", "frames_to_patches", "patches_to_frames"]
+__all__ = ["SpikingPredictor", "frames_to_patches", "patches_to_frames", "read_official_checkpoint"]

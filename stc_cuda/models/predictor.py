@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..neurons import STCLIF
-from ..neurons.base import SpikingNeuron
+from ..neurons import NEURONS, NeuronLayer
+from .checkpoint import load_official_checkpoint
 from .patches import frames_to_patches, patches_to_frames
-
-#: Layers that the predictor can be made of. An entry is called like :class:`stc_cuda.STCLIF`.
-NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"stclif": STCLIF}
-
-_FAMILY = ("lif", "plif", "glif", "tclif", "lmh", "stclif", "stcplif", "stclmh")
 
 
 class SpikingPredictor(nn.Module):
@@ -32,7 +28,8 @@ class SpikingPredictor(nn.Module):
     No state outlives a call: every call starts from zero and leaves nothing behind.
 
     Args:
-        neuron: name of the layers' neuron: ``"stclif"``.
+        neuron: the layers' neuron: ``"lif"``, ``"plif"``, ``"glif"``, ``"tclif"``, ``"lmh"``, ``"stclif"``,
+            ``"stcplif"``, ``"stclmh"``, or a subclass of :class:`stc_cuda.neurons.NeuronLayer`.
         in_shape: ``(T_in, C, H, W)``: frames given, channels, height and width in pixels. Height and width may differ.
         out_frames: T_out, frames to predict after the given ones.
         hidden: channels of each layer; each divisible by ``groups``.
@@ -40,17 +37,17 @@ class SpikingPredictor(nn.Module):
         kernel_size: K of all the layers' convolutions, odd.
         groups: groups of the recurrent convolutions and of the norms.
         gradient_detach: no gradient through the spikes that enter the recurrent convolutions; the authors have
-            ``False`` for Moving MNIST, ``True`` for TaxiBJ and KTH.
+            ``False`` for Moving MNIST, ``True`` for TaxiBJ and KTH. Only circuits have such convolutions.
         backend: see :func:`stc_cuda.stc_lif`.
 
     Raises:
-        ValueError: an argument is out of range, or this version has no layer of that name.
+        ValueError: an argument is out of range, or there is no neuron of that name.
         TypeError: an argument has the wrong type.
     """
 
     def __init__(
         self,
-        neuron: str = "stclif",
+        neuron: str | type[NeuronLayer] = "stclif",
         in_shape: Sequence[int] = (10, 1, 64, 64),
         out_frames: int = 10,
         hidden: Sequence[int] = (256, 256, 256),
@@ -140,6 +137,17 @@ class SpikingPredictor(nn.Module):
         predictions = self._unroll(patches, steps - 1)[-steps:]
         return patches_to_frames(predictions.transpose(0, 1), self.patch_size)
 
+    def load_official_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Loads ``checkpoint.pth`` or ``latest.pth`` of the authors' training, all of it or nothing.
+
+        Prefixes ``module.`` and ``model.`` are taken off the names. Nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a checkpoint, or that of another model; the message says how both look.
+        """
+        load_official_checkpoint(self, path)
+
     def reset(self) -> None:
         """Forgets the layers' state; every call does so at its start and end."""
         for cell in self.cell_list:
@@ -172,7 +180,7 @@ class SpikingPredictor(nn.Module):
         for cell in self.cell_list:
             spikes = cell(spikes)
         # Under autocast the read-out answers in 16 bits; what is fed back has the dtype of the frames.
-        return self.conv_last(spikes.flatten(0, 1)).to(spikes.dtype).unflatten(0, spikes.shape[:2])
+        return self.conv_last(spikes.flatten(0, 1)).to(patches.dtype).unflatten(0, spikes.shape[:2])
 
     def _check_frames(self, frames: Any, count: int, count_name: str) -> None:
         expected = f"[N, {count_name}, C, H, W]"
@@ -212,13 +220,13 @@ class SpikingPredictor(nn.Module):
             raise ValueError("teacher_mask: got values outside [0, 1], expected bool or numbers in [0, 1]")
 
 
-def _layer_class(neuron: object) -> Callable[..., SpikingNeuron]:
+def _layer_class(neuron: object) -> type[NeuronLayer]:
+    if isinstance(neuron, type) and issubclass(neuron, NeuronLayer) and hasattr(neuron, "cell"):
+        return neuron
     if isinstance(neuron, str) and neuron in NEURONS:
         return NEURONS[neuron]
-    have = ", ".join(map(repr, NEURONS))
-    if neuron in _FAMILY:
-        raise ValueError(f"neuron: got {neuron!r}, which this version of stc_cuda does not have yet; it has {have}")
-    raise ValueError(f"neuron: got {neuron!r}, expected one of those this version of stc_cuda has: {have}")
+    known = ", ".join(map(repr, NEURONS))
+    raise ValueError(f"neuron: got {neuron!r}, expected one of {known}, or a subclass of NeuronLayer")
 
 
 def _check_count(name: str, value: object) -> None:

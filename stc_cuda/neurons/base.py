@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import state_dtype
+
 
 class SpikingNeuron(nn.Module):
     """A module whose state lives between calls until :meth:`reset`.
@@ -22,10 +24,19 @@ class SpikingNeuron(nn.Module):
 
     def __init__(self, step_mode: str) -> None:
         super().__init__()
-        if step_mode not in ("s", "m"):
-            raise ValueError(f"step_mode: got {step_mode!r}, expected 's' (one step) or 'm' (a sequence)")
         self.step_mode = step_mode
         self.reset()
+
+    @property
+    def step_mode(self) -> str:
+        """``"s"``: an input is one step; ``"m"``: a sequence."""
+        return self._step_mode
+
+    @step_mode.setter
+    def step_mode(self, step_mode: str) -> None:
+        if step_mode not in ("s", "m"):
+            raise ValueError(f"step_mode: got {step_mode!r}, expected 's' (one step) or 'm' (a sequence)")
+        self._step_mode = step_mode
 
     def reset(self) -> None:
         """Forgets the state: the next call starts from zero."""
@@ -74,8 +85,13 @@ class SpikingNeuron(nn.Module):
         super()._apply(fn, recurse)
         for name in self.state_names + self.record_names:
             state = getattr(self, name)
-            if state is not None:
-                setattr(self, name, fn(state))
+            if state is None:
+                continue
+            # A change of memory format knows no dimension of steps.
+            moved = fn(state.flatten(0, 1)).unflatten(0, state.shape[:2]) if state.dim() == 5 else fn(state)
+            # Potentials outgrow 16-bit numbers.
+            kept = state_dtype(moved.dtype) != moved.dtype and state.dtype != moved.dtype
+            setattr(self, name, state.to(moved.device) if kept else moved)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

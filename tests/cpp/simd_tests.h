@@ -109,14 +109,17 @@ void test_cell() {
     typename V::Real v{}, current{}, a{}, b{};
     for (typename V::Real* values : {&v, &current, &a, &b})
       for (int i = 0; i < V::kLanes; ++i) (*values)[i] = normal(random);
-    const auto next = Cell::step(v, current, a, b, o);
+    typename V::Real u[1], state[1] = {v};
+    const typename Cell::K k{V::broadcast(o.threshold), {}};
+    Cell::integrate(state, current, a, b, k, u);
+    const typename V::Real s = Cell::settle(u, k, o, state);
     for (int i = 0; i < V::kLanes; ++i) {
       const double size = 2 * (std::abs(double(v[i])) + std::abs(double(current[i])) + 1);
-      const double u =
+      const double expected =
           (1 + std::tanh(double(a[i]))) * double(v[i]) + (1 + std::tanh(double(b[i]))) * double(current[i]);
-      CHECK_NEAR(next.u[i], u, 8 * kEpsilon * size);
-      CHECK(next.s[i] == T(next.u[i] >= o.threshold ? 1 : 0));
-      CHECK_NEAR(next.v[i], u - double(o.threshold) * double(next.s[i]), 8 * kEpsilon * size);
+      CHECK_NEAR(u[0][i], expected, 8 * kEpsilon * size);
+      CHECK(s[i] == T(u[0][i] >= o.threshold ? 1 : 0));
+      CHECK_NEAR(state[0][i], expected - double(o.threshold) * double(s[i]), 8 * kEpsilon * size);
     }
   }
 }

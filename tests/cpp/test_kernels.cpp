@@ -39,7 +39,7 @@ struct Call {
   stc::StcForward<T> forward{};
   stc::StcBackward<T> backward{};
   Array spikes_out, v_out, v_seq, u;
-  std::vector<double> norm_stats, partial_norms;
+  std::vector<double> norm_stats, partial_sums;
   std::vector<uint8_t> packed;
   Array upstream_spikes, upstream_v, upstream_v_seq;
   Array grad_current, grad_v, grad_spikes, grad_temporal_weight, grad_spatial_weight;
@@ -56,7 +56,8 @@ struct Call {
     in.cell.slope = stc::surrogate_slope(c.surrogate, T(kAlpha));
     in.eps = kEps;
     in.current = place(p.current, current, channels_last);
-    in.v = place(p.v, v, channels_last);
+    in.neuron = 0;
+    in.states[0] = place(p.v, v, channels_last);
     in.spikes = place(p.spikes, spikes, channels_last);
     in.temporal_weight = copy(p.temporal_weight, temporal_weight);
     in.spatial_weight = copy(p.spatial_weight, spatial_weight);
@@ -66,9 +67,9 @@ struct Call {
     }
     const int64_t state = state_size(s);
     forward.spikes = fill(spikes_out, s.steps * state);
-    forward.v = fill(v_out, state);
+    forward.states[0] = fill(v_out, state);
     forward.v_seq = fill(v_seq, s.steps * state);
-    forward.u = fill(u, s.steps * state);
+    forward.potentials = fill(u, s.steps * state);
     norm_stats.assign(s.steps * s.samples * s.norm_groups * stc::kNorms * 2, nan<double>());
     forward.norm_stats = norm_stats.data();
     if (c.spiking) {
@@ -81,8 +82,8 @@ struct Call {
     buffers.gate_weights = fill(gate_weights, sizes.gate_weights);
     if (!c.gradient_detach) buffers.transposed_weights = fill(transposed_weights, sizes.transposed_weights);
     buffers.partial_weights = fill(partial_weights, s.samples * sizes.partial_weights);
-    partial_norms.assign(s.samples * sizes.partial_norms, nan<double>());
-    buffers.partial_norms = partial_norms.data();
+    partial_sums.assign(s.samples * sizes.partial_sums, nan<double>());
+    buffers.partial_sums = partial_sums.data();
   }
 
   // A vector may be read in whole SIMD vectors only as far as it reaches: no slack is given here.
@@ -122,13 +123,13 @@ struct Call {
     const Shape& s = c.shape;
     backward.in = forward.in;
     backward.gradient_detach = c.gradient_detach;
-    backward.u = u.data();
+    backward.potentials = u.data();
     backward.norm_stats = norm_stats.data();
     backward.grad_spikes_out = place(upstream.spikes, upstream_spikes, one_by_one);
-    backward.grad_v_out = place(upstream.v, upstream_v, one_by_one);
+    backward.grad_states_out[0] = place(upstream.v, upstream_v, one_by_one);
     backward.grad_v_seq_out = place(upstream.v_seq, upstream_v_seq, one_by_one);
     backward.grad_current = fill(grad_current, s.steps * state_size(s));
-    backward.grad_v = fill(grad_v, state_size(s));
+    backward.grad_states[0] = fill(grad_v, state_size(s));
     if (c.initial_state && !c.gradient_detach) backward.grad_spikes = fill(grad_spikes, state_size(s));
     backward.grad_temporal_weight = fill(grad_temporal_weight, weight_size(s));
     backward.grad_spatial_weight = fill(grad_spatial_weight, weight_size(s));

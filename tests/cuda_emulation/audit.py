@@ -38,7 +38,7 @@ SEQUENCES = {
     "spikes",
     "packed_spikes",
     "v_seq",
-    "u",
+    "potentials",
     "norm_stats",
     "grad_spikes_out",
     "grad_v_seq_out",

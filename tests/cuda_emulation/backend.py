@@ -71,7 +71,12 @@ def _loading(operator: str) -> Callable[..., Any]:
 
 def _define() -> torch.library.Library:
     library = torch.library.Library("stc_cuda_emulated", "DEF")
-    for operator, fake in (("stc_forward", _ops._forward_fake), ("stc_backward", _ops._backward_fake)):
+    for operator, fake in (
+        ("stc_forward", _ops._forward_fake),
+        ("stc_backward", _ops._backward_fake),
+        ("scan_forward", _ops._scan_forward_fake),
+        ("scan_backward", _ops._scan_backward_fake),
+    ):
         schema = str(getattr(torch.ops.stc_cuda, operator).default._schema)
         library.define(schema.removeprefix("stc_cuda::"))
         library.impl(operator, _loading(operator), "CPU")
@@ -85,6 +90,8 @@ stc_cuda.register_backend(
         NAME,
         forward=torch.ops.stc_cuda_emulated.stc_forward,
         backward=torch.ops.stc_cuda_emulated.stc_backward,
+        scan_forward=torch.ops.stc_cuda_emulated.scan_forward,
+        scan_backward=torch.ops.stc_cuda_emulated.scan_backward,
         device_types=frozenset({"cpu"}),
     )
 )

@@ -5,10 +5,15 @@
 #include <vector>
 
 #include "cuda_runner.h"
+#include "cuda_scan_runner.h"
 #include "emu_control.h"
 
 namespace stc {
 namespace {
+
+// The names of the states, by which reports and audits know them; the first is the membrane potential.
+constexpr const char *kStates[] = {"v", "second"}, *kStatesOut[] = {"v_out", "second_out"},
+                     *kGradStatesOut[] = {"grad_v_out", "grad_second_out"}, *kGradStates[] = {"grad_v", "grad_second"};
 
 class EmulatedContext {
  public:
@@ -19,9 +24,10 @@ class EmulatedContext {
     const int64_t words = s.steps * s.samples * s.groups * s.height * s.width * ((s.channels / s.groups + 7) / 8);
     stored(p.spikes, s.steps * state(s), p.in.storage, "spikes");
     add(p.packed_spikes, words, "packed_spikes", EMU_OUTPUT);
-    add(p.v, state(s), "v_out", EMU_OUTPUT);
+    const CellTraits cell = CircuitCells::traits(p.in.neuron);
+    for (int k = 0; k < cell.states; ++k) add(p.states[k], state(s), kStatesOut[k], EMU_OUTPUT);
     add(p.v_seq, s.steps * state(s), "v_seq", EMU_OUTPUT);
-    add(p.u, s.steps * state(s), "u", EMU_OUTPUT);
+    add(p.potentials, cell.potentials * s.steps * state(s), "potentials", EMU_OUTPUT);
     add(p.norm_stats, s.steps * s.samples * s.norm_groups * kNorms * 2, "norm_stats", EMU_OUTPUT);
   }
 
@@ -29,13 +35,18 @@ class EmulatedContext {
   EmulatedContext(const StcBackward<T>& p, const Tensor&) {
     const Shape& s = p.in.shape;
     inputs(p.in);
-    add(p.u, s.steps * state(s), "u", EMU_INPUT);
+    const CellTraits cell = CircuitCells::traits(p.in.neuron);
+    add(p.potentials, cell.potentials * s.steps * state(s), "potentials", EMU_INPUT);
     add(p.norm_stats, s.steps * s.samples * s.norm_groups * kNorms * 2, "norm_stats", EMU_INPUT);
     strided(p.grad_spikes_out, s, s.steps, p.in.storage, "grad_spikes_out");
-    strided(p.grad_v_out, s, 1, Storage::kState, "grad_v_out");
+    for (int k = 0; k < cell.states; ++k) {
+      strided(p.grad_states_out[k], s, 1, Storage::kState, kGradStatesOut[k]);
+      add(p.grad_states[k], state(s), kGradStates[k], EMU_OUTPUT);
+    }
+    add(p.grad_threshold, s.channels, "grad_threshold", EMU_OUTPUT);
+    add(p.grad_coefficients, cell.coefficients * s.channels, "grad_coefficients", EMU_OUTPUT);
     strided(p.grad_v_seq_out, s, s.steps, Storage::kState, "grad_v_seq_out");
     stored(p.grad_current, s.steps * state(s), p.in.storage, "grad_current");
-    add(p.grad_v, state(s), "grad_v", EMU_OUTPUT);
     stored(p.grad_spikes, state(s), p.in.storage, "grad_spikes");
     add(p.grad_temporal_weight, weights(s), "grad_temporal_weight", EMU_OUTPUT);
     add(p.grad_spatial_weight, weights(s), "grad_spatial_weight", EMU_OUTPUT);
@@ -43,6 +54,33 @@ class EmulatedContext {
       add(p.grad_norm_weight[norm], s.channels, "grad_norm_weight", EMU_OUTPUT);
       add(p.grad_norm_bias[norm], s.channels, "grad_norm_bias", EMU_OUTPUT);
     }
+  }
+
+  template <class T>
+  EmulatedContext(const ScanForward<T>& p, const Tensor&) {
+    const ScanShape& s = p.in.shape;
+    const int64_t sequence = s.steps * s.neurons;
+    inputs(p.in);
+    stored(p.spikes, sequence, p.in.storage, "spikes");
+    for (T* state : p.states) add(state, s.neurons, "states_out", EMU_OUTPUT);
+    add(p.v_seq, sequence, "v_seq", EMU_OUTPUT);
+    add(p.potentials, kScanTable[p.in.neuron].potentials * sequence, "potentials", EMU_OUTPUT);
+  }
+
+  template <class T>
+  EmulatedContext(const ScanBackward<T>& p, const Tensor&) {
+    const ScanShape& s = p.in.shape;
+    const CellInfo& cell = kScanTable[p.in.neuron];
+    const int64_t sequence = s.steps * s.neurons;
+    inputs(p.in);
+    add(p.potentials, cell.potentials * sequence, "potentials", EMU_INPUT);
+    stored(p.grad_spikes_out, sequence, p.in.storage, "grad_spikes_out", EMU_INPUT);
+    for (const T* grad : p.grad_states_out) add(grad, s.neurons, "grad_states_out", EMU_INPUT);
+    add(p.grad_v_seq_out, sequence, "grad_v_seq_out", EMU_INPUT);
+    stored(p.grad_current, sequence, p.in.storage, "grad_current");
+    for (T* grad : p.grad_states) add(grad, s.neurons, "grad_states", EMU_OUTPUT);
+    add(p.grad_threshold, s.channels, "grad_threshold", EMU_OUTPUT);
+    add(p.grad_coefficients, cell.coefficients * s.channels, "grad_coefficients", EMU_OUTPUT);
   }
 
   EmulatedContext(const EmulatedContext&) = delete;
@@ -69,11 +107,11 @@ class EmulatedContext {
     emu_register(registered_.back(), count * sizeof(T), name, kind);
   }
 
-  // An output of the current's type.
+  // Of the current's type.
   template <class T>
-  void stored(T* start, int64_t count, Storage storage, const char* name) const {
-    if (storage == Storage::kState) return add(start, count, name, EMU_OUTPUT);
-    add(reinterpret_cast<const uint16_t*>(start), count, name, EMU_OUTPUT);
+  void stored(const T* start, int64_t count, Storage storage, const char* name, EmuRegionKind kind = EMU_OUTPUT) const {
+    if (storage == Storage::kState) return add(start, count, name, kind);
+    add(reinterpret_cast<const uint16_t*>(start), count, name, kind);
   }
 
   // From the first element to the last.
@@ -92,7 +130,10 @@ class EmulatedContext {
   void inputs(const StcInputs<T>& in) {
     const Shape& s = in.shape;
     strided(in.current, s, s.steps, in.storage, "current");
-    strided(in.v, s, 1, Storage::kState, "v");
+    const CellTraits cell = CircuitCells::traits(in.neuron);
+    for (int k = 0; k < cell.states; ++k) strided(in.states[k], s, 1, Storage::kState, kStates[k]);
+    add(in.threshold, s.channels, "threshold", EMU_INPUT);
+    add(in.coefficients, cell.coefficients * s.channels, "coefficients", EMU_INPUT);
     strided(in.spikes, s, 1, in.storage, "spikes_before");
     add(in.temporal_weight, weights(s), "temporal_weight", EMU_INPUT);
     add(in.spatial_weight, weights(s), "spatial_weight", EMU_INPUT);
@@ -102,20 +143,36 @@ class EmulatedContext {
     }
   }
 
+  template <class T>
+  void inputs(const ScanInputs<T>& in) {
+    const ScanShape& s = in.shape;
+    if (s.steps && s.neurons)
+      stored(in.current, (s.steps - 1) * in.current_step + s.neurons, in.storage, "current", EMU_INPUT);
+    for (const T* state : in.states) add(state, s.neurons, "states", EMU_INPUT);
+    add(in.threshold, s.channels, "threshold", EMU_INPUT);
+    add(in.coefficients, kScanTable[in.neuron].coefficients * s.channels, "coefficients", EMU_INPUT);
+  }
+
   mutable std::vector<void*> registered_;
 };
 
 }  // namespace
 }  // namespace stc
 
-TORCH_LIBRARY(stc_cuda_emulated_kernels, m) { stc::define_operators(m); }
+TORCH_LIBRARY(stc_cuda_emulated_kernels, m) {
+  stc::define_operators(m);
+  stc::define_scan_operators(m);
+}
 
 TORCH_LIBRARY_IMPL(stc_cuda_emulated_kernels, CPU, m) {
   stc::implement_operators<stc::CudaRunner<stc::EmulatedContext>>(m);
+  stc::implement_scan_operators<stc::CudaScanRunner<stc::EmulatedContext>>(m);
 }
 
 // As in csrc/ops.cpp.
 TORCH_LIBRARY_IMPL(stc_cuda_emulated, Autograd, m) {
   m.impl("stc_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("stc_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("scan_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("scan_backward", torch::autograd::autogradNotImplementedFallback());
 }

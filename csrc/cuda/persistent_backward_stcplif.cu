@@ -1,0 +1,8 @@
+#include "persistent_backward_launch.cuh"
+
+namespace stc::cuda {
+
+template void start_backward<StcPlif<FastMath>>(Launcher&, const StcBackward<float>&, const Plan&,
+                                                const BackwardWorkspace&);
+
+}  // namespace stc::cuda

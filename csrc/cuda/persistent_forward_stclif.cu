@@ -1,0 +1,8 @@
+#include "persistent_forward_launch.cuh"
+
+namespace stc::cuda {
+
+template void start_forward<StcLif<FastMath>>(Launcher&, const StcForward<float>&, const Plan&,
+                                              const ForwardWorkspace&);
+
+}  // namespace stc::cuda

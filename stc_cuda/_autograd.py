@@ -1,0 +1,212 @@
+"""The autograd Functions around the forward and backward operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import select_backend
+from .config import NeuronConfig, STCConfig
+
+_FREED_HINT = (
+    "stc_cuda: backward reached a sequence whose backward pass has run already. A state (v, spikes, ...) kept from "
+    "that sequence still carries its graph: call detach() on the neuron (or on the state tensors) to cut the graph "
+    "between two sequences, or reset() to start from zero. (To differentiate one loss twice, pass retain_graph=True.)"
+)
+
+
+def _saved_tensors(ctx: Any) -> tuple[Tensor | None, ...]:
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "second time" in str(error):
+            raise RuntimeError(_FREED_HINT) from error
+        raise
+
+
+def _scan_backend(config: NeuronConfig, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    backend = select_backend(config.backend, device)
+    if backend.scan_forward is None or backend.scan_backward is None:
+        raise NotImplementedError(f"backend: {backend.name!r} has no kernels of element-wise neurons")
+    return backend.scan_forward, backend.scan_backward
+
+
+def _cell_options(config: NeuronConfig) -> tuple[Any, ...]:
+    return (config.v_threshold, config.v_reset, config.surrogate, config.resolved_alpha, config.spiking)
+
+
+def _outputs(spikes: Tensor, states: list[Tensor], v_seq: Tensor, config: NeuronConfig) -> tuple[Tensor, ...]:
+    return (spikes, *states, v_seq) if config.store_v_seq else (spikes, *states)
+
+
+def _wants_grad(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+class ScanFunction(torch.autograd.Function):
+    """An element-wise neuron over a sequence: ``run_scan`` with gradients.
+
+    Saved for backward: the potentials of every step and, where coefficients learn, the current.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, neuron: str, config: NeuronConfig, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        save = any(ctx.needs_input_grad)
+        spikes, states, v_seq, potentials = _scan_forward(neuron, config, tensors, save)
+        current, threshold, coefficients, *before = tensors
+        if save:
+            assert current is not None
+            learns = ctx.needs_input_grad[4]
+            ctx.save_for_backward(current if learns else None, threshold, coefficients, potentials, *before)
+            ctx.neuron, ctx.config, ctx.dtype = neuron, config, current.dtype
+        ctx.set_materialize_grads(False)
+        return _outputs(spikes, states, v_seq, config)
+
+    @staticmethod
+    def backward(ctx: Any, grad_spikes: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        current, threshold, coefficients, potentials, *before = _saved_tensors(ctx)
+        config: NeuronConfig = ctx.config
+        _, backward = _scan_backend(config, potentials.device)  # type: ignore[union-attr]
+        needed = ctx.needs_input_grad[2:]
+        grad_current, grad_states, grad_threshold, grad_coefficients = backward(
+            ctx.neuron,
+            grad_spikes,
+            list(grads[: len(before)]),
+            grads[len(before)] if config.store_v_seq else None,
+            current,
+            before,
+            threshold,
+            coefficients,
+            potentials,
+            ctx.dtype,
+            *_cell_options(config),
+            config.detach_reset,
+            needed[1],
+            needed[2],
+        )
+        found = (grad_current, grad_threshold, grad_coefficients, *grad_states)
+        return (None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
+
+
+def _scan_forward(
+    neuron: str, config: NeuronConfig, tensors: tuple[Tensor | None, ...], save: bool
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    current, threshold, coefficients, *states = tensors
+    assert current is not None
+    forward, _ = _scan_backend(config, current.device)
+    return forward(neuron, current, states, threshold, coefficients, *_cell_options(config), config.store_v_seq, save)
+
+
+def run_scan(
+    neuron: str,
+    config: NeuronConfig,
+    current: Tensor,
+    threshold: Tensor | None,
+    coefficients: Tensor | None,
+    states: list[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """Runs the kernels of an element-wise neuron on checked inputs: ``(spikes, *states[, v_seq])``."""
+    tensors = (current, threshold, coefficients, *states)
+    if _wants_grad(tensors):
+        return ScanFunction.apply(neuron, config, *tensors)
+    spikes, after, v_seq, _ = _scan_forward(neuron, config, tensors, save=False)
+    return _outputs(spikes, after, v_seq, config)
+
+
+# The tensors of a circuit in the order of CircuitFunction: those of the operators up to the coefficients, then states.
+_SPIKES, _NORMS, _THRESHOLD, _COEFFICIENTS, _STATES = 3, slice(4, 10), 10, 11, 12
+
+
+class CircuitFunction(torch.autograd.Function):
+    """A circuit neuron over a sequence: ``run_circuit`` with gradients.
+
+    Saved for backward: the current (the caller's tensor, not a copy), the potentials of every step and the norms' means
+    and deviations. Spikes and gates are computed again from them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, neuron: str, config: STCConfig, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        save = any(ctx.needs_input_grad)
+        spikes, states, v_seq, potentials, norm_stats = _circuit_forward(neuron, config, tensors, save)
+        if save:
+            ctx.save_for_backward(potentials, norm_stats, *tensors)
+            ctx.neuron, ctx.config = neuron, config
+        ctx.set_materialize_grads(False)
+        return _outputs(spikes, states, v_seq, config)
+
+    @staticmethod
+    def backward(ctx: Any, grad_spikes: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        potentials, norm_stats, *tensors = _saved_tensors(ctx)
+        config: STCConfig = ctx.config
+        before = tensors[_STATES:]
+        needed = list(ctx.needs_input_grad[2:])
+        backend = select_backend(config.backend, potentials.device)  # type: ignore[union-attr]
+        *found, grad_states, grad_s, gx, bx, ga, ba, gb, bb, grad_threshold, grad_coefficients = backend.backward(
+            ctx.neuron,
+            grad_spikes,
+            list(grads[: len(before)]),
+            grads[len(before)] if config.store_v_seq else None,
+            *tensors[:_SPIKES],
+            before,
+            tensors[_SPIKES],
+            *tensors[_NORMS],
+            tensors[_THRESHOLD],
+            tensors[_COEFFICIENTS],
+            potentials,
+            norm_stats,
+            config.groups,
+            config.resolved_norm_groups,
+            config.eps,
+            *_cell_options(config),
+            config.detach_reset,
+            config.gradient_detach,
+            needed[_THRESHOLD],
+            needed[_COEFFICIENTS],
+        )
+        if config.gradient_detach:
+            needed[_SPIKES] = False  # the gates saw detached spikes, so nothing flows to those before the first step
+        found = [*found, grad_s, gx, bx, ga, ba, gb, bb, grad_threshold, grad_coefficients, *grad_states]
+        return (None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
+
+
+def _circuit_forward(
+    neuron: str, config: STCConfig, tensors: tuple[Tensor | None, ...], save: bool
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
+    if config.packed_spikes and save:
+        raise ValueError(
+            "packed_spikes: got True while gradients are needed, but packed spikes cannot carry a gradient; "
+            "run under torch.no_grad() or pass packed_spikes=False"
+        )
+    current = tensors[0]
+    assert current is not None
+    return select_backend(config.backend, current.device).forward(
+        neuron,
+        *tensors[:_SPIKES],
+        list(tensors[_STATES:]),
+        tensors[_SPIKES],
+        *tensors[_NORMS],
+        tensors[_THRESHOLD],
+        tensors[_COEFFICIENTS],
+        config.groups,
+        config.resolved_norm_groups,
+        config.eps,
+        *_cell_options(config),
+        config.store_v_seq,
+        config.packed_spikes,
+        save,
+    )
+
+
+def run_circuit(neuron: str, config: STCConfig, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Runs the kernels of a circuit neuron on checked inputs: ``(spikes, *states[, v_seq])``.
+
+    ``tensors``: current, temporal_weight, spatial_weight, spikes, the six norm parameters, threshold, coefficients,
+    states.
+    """
+    if _wants_grad(tensors):
+        return CircuitFunction.apply(neuron, config, *tensors)
+    spikes, states, v_seq, _, _ = _circuit_forward(neuron, config, tensors, save=False)
+    return _outputs(spikes, states, v_seq, config)

@@ -1,0 +1,184 @@
+"""One call of a neuron: checks, and the kernels or the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._autograd import run_circuit, run_scan
+from ._bits import pack_spikes
+from ._checks import Pair, channels_of, check_binary, check_circuit, check_scan, state_dtype
+from .backends import runs_on_reference, select_backend
+from .cells import Cell, Coefficient
+from .config import NeuronConfig, STCConfig
+from .surrogate import as_surrogate
+
+States = Mapping[str, Tensor | None]
+Parameters = Mapping[str, Any]
+Threshold = float | Tensor
+
+
+def split_threshold(v_threshold: Threshold) -> tuple[float, Tensor | None]:
+    """A threshold as an option, and as a tensor where it is one."""
+    return (1.0, v_threshold) if isinstance(v_threshold, Tensor) else (v_threshold, None)
+
+
+def surrogate_options(surrogate: object, alpha: float | None, spiking: bool) -> dict[str, Any]:
+    """Those of a :class:`stc_cuda.config.NeuronConfig`; ``alpha`` and ``spiking=False`` overrule a surrogate object."""
+    options = as_surrogate(surrogate, "surrogate").options
+    if options["surrogate_function"] is not None and (alpha is not None or spiking is False):
+        raise ValueError("alpha, spiking: got one of them beside a surrogate that is a function, which has its own")
+    if alpha is not None:
+        options["alpha"] = alpha
+    if options["spiking"]:
+        options["spiking"] = spiking
+    return options
+
+
+def _per_channel(values: Sequence[Coefficient], current: Tensor, channels: int) -> Tensor | None:
+    """Numbers and tensors [1] or [channels] as [K, channels] in the dtype of the state; None for none."""
+    if not values:
+        return None
+    dtype = state_dtype(current.dtype)
+    rows = [
+        x.to(dtype).expand(channels)
+        if isinstance(x, Tensor)
+        else torch.full((channels,), x, dtype=dtype, device=current.device)
+        for x in values
+    ]
+    return torch.stack(rows)
+
+
+def _tensors(cell: Cell, parameters: Parameters, threshold: Tensor | None) -> dict[str, Any]:
+    given = {name: x for name, x in parameters.items() if name not in cell.options}
+    return given if threshold is None else {**given, "v_threshold": threshold}
+
+
+def _kernel_arguments(
+    cell: Cell,
+    parameters: Parameters,
+    threshold: Tensor | None,
+    states: States,
+    current: Tensor,
+    all_channels: bool,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Threshold [C], coefficients [K, C] and states as the operators take them; C may be 1 unless ``all_channels``."""
+    if cell.threshold is not None:
+        threshold = cell.threshold(**parameters)
+    coefficients = cell.coefficients(**parameters)
+    tensors = [x for x in (threshold, *coefficients) if isinstance(x, Tensor)]
+    # one number for all channels where that is all there is
+    channels = channels_of(current) if all_channels or any(x.shape != (1,) for x in tensors) else 1
+    row = None if threshold is None else _per_channel([threshold], current, channels)
+    dtype = state_dtype(current.dtype)
+    return (
+        None if row is None else row[0],
+        _per_channel(coefficients, current, channels),
+        # torch hands on the tensors of a list with their negation still to be done
+        [None if x is None else x.to(dtype).resolve_neg() for x in states.values()],
+    )
+
+
+def _reference_arguments(
+    cell: Cell, config: NeuronConfig, parameters: Parameters, threshold: Tensor | None, states: States, spikes: States
+) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        **parameters,
+        **states,
+        **spikes,
+        "surrogate": config.surrogate_function or config.surrogate,
+        "alpha": config.alpha,
+        "detach_reset": config.detach_reset,
+        "spiking": config.spiking,
+        "store_v_seq": config.store_v_seq,
+    }
+    if cell.threshold is None:
+        arguments["v_threshold"] = config.v_threshold if threshold is None else threshold
+    if cell.hard_reset:
+        arguments["v_reset"] = config.v_reset
+    return arguments
+
+
+def _run_reference(cell: Cell, current: Tensor, *weights: Tensor, **arguments: Any) -> tuple[Tensor, ...]:
+    """Under ordinary autograd; in one dtype, because the state is never of 16 bits."""
+    if cell.equations is None:
+        raise ValueError(f"backend: the reference has no equations of the neuron {cell.name!r}, only kernels have")
+    dtype = state_dtype(current.dtype)
+
+    def convert(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return tuple(map(convert, x))
+        return x.to(dtype) if isinstance(x, Tensor) else x
+
+    arguments = {name: convert(x) for name, x in arguments.items()}
+    return cell.equations(current.to(dtype), *map(convert, weights), **arguments)
+
+
+def call_scan(
+    cell: Cell,
+    config: NeuronConfig,
+    current: Tensor,
+    states: States,
+    parameters: Parameters,
+    threshold: Tensor | None = None,
+    binary_spikes: bool = False,
+) -> tuple[Tensor, ...]:
+    """An element-wise neuron over ``current [T, N, *]``: ``(spikes, *states but "spikes"[, v_seq])``.
+
+    ``states`` in the order of the cell's. ``binary_spikes``: those among them are known to be 0 or 1 (or soft).
+    """
+    check_scan(current, states, _tensors(cell, parameters, threshold))
+    if not binary_spikes:
+        check_binary(states.get("spikes"), config.spiking and config.surrogate_function is None)
+    if runs_on_reference(config):
+        spike_seq, *rest = _run_reference(
+            cell, current, **_reference_arguments(cell, config, parameters, threshold, states, {})
+        )
+        return (spike_seq.to(current.dtype), *rest)
+    threshold, coefficients, before = _kernel_arguments(
+        cell, parameters, threshold, states, current, all_channels=False
+    )
+    outputs = run_scan(cell.name, config, current, threshold, coefficients, before)
+    names = ["spike sequence", *states, "v_seq"]
+    return tuple(x for name, x in zip(names, outputs, strict=False) if name != "spikes")
+
+
+def call_circuit(
+    cell: Cell,
+    config: STCConfig,
+    current: Tensor,
+    weights: tuple[Tensor, Tensor],
+    states: States,
+    spikes: Tensor | None,
+    norms: tuple[Pair, Pair, Pair],
+    parameters: Parameters,
+    threshold: Tensor | None = None,
+    binary_spikes: bool = False,
+) -> tuple[Tensor, ...]:
+    """A circuit neuron over ``current [T, N, C, H, W]``: ``(spikes, *states[, v_seq])``; arguments as above."""
+    check_circuit(current, *weights, states, spikes, norms, _tensors(cell, parameters, threshold), config)
+    on_reference = runs_on_reference(config)
+    if not binary_spikes and (on_reference or not select_backend(config.backend, current.device).checks_spikes):
+        check_binary(spikes, config.spiking and config.surrogate_function is None)
+    if on_reference:
+        spike_seq, *rest = _run_reference(
+            cell,
+            current,
+            *weights,
+            groups=config.groups,
+            norm_groups=config.resolved_norm_groups,
+            eps=config.eps,
+            gradient_detach=config.gradient_detach,
+            **{
+                name: None if pair[0] is None else pair
+                for name, pair in zip(("current_norm", "temporal_norm", "spatial_norm"), norms, strict=True)
+            },
+            **_reference_arguments(cell, config, parameters, threshold, states, {"spikes": spikes}),
+        )
+        return (pack_spikes(spike_seq, config.groups) if config.packed_spikes else spike_seq.to(current.dtype), *rest)
+    threshold, coefficients, before = _kernel_arguments(cell, parameters, threshold, states, current, True)
+    flat = (parameter for pair in norms for parameter in pair)
+    return run_circuit(cell.name, config, current, *weights, spikes, *flat, threshold, coefficients, *before)

@@ -1,0 +1,252 @@
+"""Layers: a feed-forward convolution, its norm, and a neuron."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._call import call_circuit, call_scan
+from .._checks import check_layer_input, state_dtype
+from ..cells import Cell
+from ..config import NeuronConfig, STCConfig
+from ..surrogate import as_surrogate
+from .base import SpikingNeuron
+
+
+class NeuronLayer(SpikingNeuron):
+    """What the layers share. A neuron is a subclass with a ``cell`` and, if it has parameters, :meth:`parameters_of`.
+
+    ``x -> GN(conv_x(x))`` is the current of the neuron; the convolution is bias-free and keeps the map's size, the norm
+    has ``groups`` groups and eps 1e-5. The state lives until :meth:`reset`. Names of parameters are those of the STC
+    authors' models, so that their checkpoints load.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the layer, divisible by ``groups``.
+        kernel_size: K of the convolutions, odd.
+        groups: groups of the norms and of the recurrent convolutions of circuits.
+        v_threshold: firing threshold.
+        v_reset: ``None`` = soft reset; a number = the potential after a spike.
+        surrogate_function: a name, a :class:`stc_cuda.Surrogate`, a SpikingJelly surrogate object, or a function of
+            ``u - v_threshold`` (slow, with a warning). An object is read here, once: later changes of it do not count.
+        gradient_detach: circuits: no gradient through the spikes that enter the recurrent convolutions. Neurons without
+            them do not read it.
+        detach_reset: no gradient through the spikes in the reset; ``None`` = as the authors have it for the neuron.
+        step_mode: ``"m"``: forward takes ``[T, N, in_channels, H, W]``; ``"s"``: ``[N, in_channels, H, W]``.
+        store_v_seq: keep the membrane potential after reset of every step in :attr:`v_seq`.
+        backend: see :func:`stc_cuda.lif`.
+        learn_threshold: make the threshold a parameter (``threshold``).
+        per_channel: learnt numbers, the threshold included, have the shape ``[channels]`` instead of ``[1]``.
+
+    Shape:
+        input ``[T, N, in_channels, H, W]`` of the layer's dtype, in any memory format; output spikes
+        ``[T, N, channels, H, W]``. Under autocast the spikes are of the current's dtype; the state stays float32.
+
+    Raises:
+        ValueError, TypeError: as the neuron's functional form; a state kept from another batch size asks for
+            ``reset()``.
+    """
+
+    cell: ClassVar[Cell]
+    detaches_reset: ClassVar[bool] = False
+    record_names = ("v_seq",)
+    v: Tensor | None
+    v_seq: Tensor | None
+    spikes: Tensor | None
+    threshold: nn.Parameter | None
+    config: NeuronConfig
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_size: int = 5,
+        groups: int = 16,
+        v_threshold: float = 1.0,
+        v_reset: float | None = None,
+        surrogate_function: object = "sigmoid",
+        gradient_detach: bool = False,
+        detach_reset: bool | None = None,
+        step_mode: str = "m",
+        store_v_seq: bool = False,
+        backend: str = "auto",
+        learn_threshold: bool = False,
+        per_channel: bool = False,
+    ) -> None:
+        super().__init__(step_mode)
+        if v_reset is not None and not self.cell.hard_reset:
+            raise ValueError(f"v_reset: got {v_reset}, expected None: {type(self).__name__} has a reset of its own")
+        for name, flag in (("learn_threshold", learn_threshold), ("per_channel", per_channel)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name}: got {type(flag).__name__}, expected True or False")
+        self.config = self._make_config(
+            groups=groups,
+            gradient_detach=gradient_detach,
+            v_threshold=v_threshold,
+            v_reset=v_reset,
+            detach_reset=self.detaches_reset if detach_reset is None else detach_reset,
+            store_v_seq=store_v_seq,
+            backend=backend,
+            **as_surrogate(surrogate_function).options,
+        )
+        for name, size in (("in_channels", in_channels), ("channels", channels), ("kernel_size", kernel_size)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}: got {size!r}, expected an int of at least 1")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: got {kernel_size}, expected an odd number")
+        if channels % groups:
+            raise ValueError(f"channels: got {channels}, expected a multiple of groups = {groups}")
+        self.in_channels = in_channels
+        self.channels = channels
+        self.per_channel = per_channel
+        self.conv_x = self._pathway(in_channels, kernel_size, 1, groups)
+        self._build(kernel_size, groups)
+        self.register_parameter("threshold", self._learnt(v_threshold) if learn_threshold else None)
+
+    def _build(self, kernel_size: int, groups: int) -> None:
+        """Makes what the neuron has beside the feed-forward convolution and its norm."""
+
+    @property
+    def store_v_seq(self) -> bool:
+        """Whether the membrane potential of every step is kept in ``v_seq``."""
+        return self.config.store_v_seq
+
+    @store_v_seq.setter
+    def store_v_seq(self, store_v_seq: bool) -> None:
+        self.config = dataclasses.replace(self.config, store_v_seq=store_v_seq)
+
+    def parameters_of(self) -> dict[str, Any]:
+        """The parameters of the neuron by the names that its cell's ``coefficients`` has for them."""
+        return {}
+
+    def check_input(self, x: Tensor) -> None:
+        weight: Tensor = self.conv_x[0].weight  # type: ignore[assignment]
+        check_layer_input(x, self.step_mode, self.in_channels, weight)
+
+    def multi_step(self, x: Tensor) -> Tensor:
+        current = self._current(x)
+        self._check_state(tuple(current.shape[1:]))
+        # The layer may have changed its dtype, or autocast that of the current.
+        membranes = [name for name in self.cell.states if name != "spikes"]
+        dtype = state_dtype(current.dtype)
+        states = {name: None if getattr(self, name) is None else getattr(self, name).to(dtype) for name in membranes}
+        spikes: Tensor | None = getattr(self, "spikes", None)
+        spike_seq, *after = self._run(current, states, None if spikes is None else spikes.to(current.dtype))
+        for name, state in zip(membranes, after, strict=False):
+            setattr(self, name, state)
+        if "spikes" in self.state_names and x.shape[0]:
+            # A copy, so that the state neither keeps the whole sequence alive nor changes with the caller's output.
+            self.spikes = spike_seq[-1].clone()
+        self.v_seq = after[-1] if self.config.store_v_seq else None
+        return spike_seq
+
+    def extra_repr(self) -> str:
+        c = self.config
+        surrogate = c.surrogate if c.surrogate_function is None else c.surrogate_function
+        threshold = c.v_threshold if self.threshold is None else "learnt"
+        return (
+            f"v_threshold={threshold}, v_reset={c.v_reset}, surrogate={surrogate!r}, "
+            f"detach_reset={c.detach_reset}, step_mode={self.step_mode!r}, backend={c.backend!r}"
+        )
+
+    def _make_config(self, groups: int, gradient_detach: bool, **options: Any) -> NeuronConfig:
+        # The norms have these groups, and every neuron is held to the same rules.
+        STCConfig(groups=groups, gradient_detach=gradient_detach)
+        return NeuronConfig(**options)
+
+    def _learnt(self, value: float) -> nn.Parameter:
+        return nn.Parameter(torch.full((self.channels if self.per_channel else 1,), float(value)))
+
+    @staticmethod
+    def _unused() -> nn.Parameter:
+        """A parameter that the authors' checkpoints have and the equations do not."""
+        return nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def _pathway(self, inputs: int, kernel_size: int, conv_groups: int, norm_groups: int) -> nn.Sequential:
+        conv = nn.Conv2d(inputs, self.channels, kernel_size, padding=kernel_size // 2, groups=conv_groups, bias=False)
+        return nn.Sequential(conv, nn.GroupNorm(norm_groups, self.channels, eps=1e-5))
+
+    def _current(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _run(self, current: Tensor, states: dict[str, Tensor | None], spikes: Tensor | None) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+
+class ElementwiseLayer(NeuronLayer):
+    """A neuron without recurrent convolutions: one of ``ScanCells`` in csrc/cell.h."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "cell" in cls.__dict__:
+            cls.state_names = cls.cell.states
+
+    def _current(self, x: Tensor) -> Tensor:
+        return self.conv_x(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def _run(self, current: Tensor, states: dict[str, Tensor | None], spikes: Tensor | None) -> tuple[Tensor, ...]:
+        in_order = {name: spikes if name == "spikes" else states[name] for name in self.cell.states}
+        return call_scan(
+            self.cell, self.config, current, in_order, self.parameters_of(), self.threshold, binary_spikes=True
+        )
+
+
+class CircuitLayer(NeuronLayer):
+    """A neuron of ``CircuitCells`` in csrc/cell.h, with both recurrent pathways.
+
+    The temporal one is ``conv_h``, the spatial one ``conv_v`` (the authors' names), both with norms like ``conv_x``.
+
+    Only ``conv_x[0]`` is called as a module; of the other parts the weights are read, and forward hooks on them are
+    refused.
+    """
+
+    config: STCConfig
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "cell" in cls.__dict__:
+            cls.state_names = (*cls.cell.states, "spikes")
+
+    def _build(self, kernel_size: int, groups: int) -> None:
+        self.conv_h = self._pathway(self.channels, kernel_size, groups, groups)
+        self.conv_v = self._pathway(self.channels, kernel_size, groups, groups)
+
+    def _make_config(self, groups: int, gradient_detach: bool, **options: Any) -> STCConfig:
+        return STCConfig(groups=groups, gradient_detach=gradient_detach, **options)
+
+    def _current(self, x: Tensor) -> Tensor:
+        return self.conv_x[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def _run(self, current: Tensor, states: dict[str, Tensor | None], spikes: Tensor | None) -> tuple[Tensor, ...]:
+        norm_x = cast(nn.GroupNorm, self.conv_x[1])
+        conv_h, norm_h = cast(nn.Conv2d, self.conv_h[0]), cast(nn.GroupNorm, self.conv_h[1])
+        conv_v, norm_v = cast(nn.Conv2d, self.conv_v[0]), cast(nn.GroupNorm, self.conv_v[1])
+        _refuse_hooks(norm_x, conv_h, norm_h, conv_v, norm_v)
+        return call_circuit(
+            self.cell,
+            self.config,
+            current,
+            (conv_h.weight, conv_v.weight),
+            states,
+            spikes,
+            ((norm_x.weight, norm_x.bias), (norm_h.weight, norm_h.bias), (norm_v.weight, norm_v.bias)),
+            self.parameters_of(),
+            self.threshold,
+            binary_spikes=True,
+        )
+
+    def extra_repr(self) -> str:
+        return f"groups={self.config.groups}, gradient_detach={self.config.gradient_detach}, {super().extra_repr()}"
+
+
+def _refuse_hooks(*parts: nn.Module) -> None:
+    """The recurrence reads the weights of these parts and never calls them: a hook on them would silently not run."""
+    for part in parts:
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise RuntimeError(
+                f"hooks: got a forward hook on {part}, whose weights the layer reads without calling it; put the hook "
+                "on the layer, or use torch.nn.utils.parametrize to change a weight"
+            )
