@@ -623,3 +623,34 @@ def test_a_bad_sample_stays_alone(backend: str, spread: str) -> None:
     found = oracle.run(kernel(backend), problem, backward=False).outputs
     for name, x in clean.items():
         assert torch.equal(kept(found[name]), kept(x)), name
+
+
+def test_states_whose_negation_is_pending() -> None:
+    """The imaginary part of a conjugate is such a tensor."""
+    v = torch.randn(2, 4, 3, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(1)).conj().imag
+    assert v.is_neg()
+    current, weight = torch.zeros(1, 2, 4, 3, 3), torch.zeros(4, 1, 3, 3)
+    for function, arguments in ((stc_cuda.integrate_fire, ()), (stc_cuda.stc_lif, (weight, weight))):
+        options = {"groups": 4} if arguments else {}
+        found = function(current, *arguments, v=v, v_threshold=1e9, **options)[1]  # type: ignore[operator]
+        assert torch.equal(found, v.resolve_neg())
+
+
+def test_a_function_as_surrogate_takes_no_other_options() -> None:
+    current = torch.zeros(1, 2, 3)
+    for options in ({"alpha": 2.0}, {"spiking": False}):
+        with pytest.raises(ValueError, match="beside a surrogate that is a function"):
+            stc_cuda.lif(current, surrogate=lambda z: (z >= 0).float(), **options)  # type: ignore[arg-type]
+
+
+def test_scan_knows_the_states_of_its_neurons() -> None:
+    current = torch.zeros(1, 2, 3)
+    numbers = (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="states: got spikes, v, dendrite, expected v, dendrite, spikes in this order"):
+        stc_cuda.scan("tclif", current, states=dict.fromkeys(("spikes", "v", "dendrite")), coefficients=numbers)
+    with pytest.raises(ValueError, match=r"v_reset: got 0\.0, expected None: tclif"):
+        stc_cuda.scan(
+            "tclif", current, states=dict.fromkeys(("v", "dendrite", "spikes")), coefficients=numbers, v_reset=0.0
+        )
+    with pytest.raises(TypeError, match="states: got list"):
+        stc_cuda.scan("lif", current, states=[None], coefficients=(0.5, 0.5))  # type: ignore[arg-type]

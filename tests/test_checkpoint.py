@@ -13,7 +13,7 @@ import torch
 from oracle import BAND
 from torch import Tensor
 
-from stc_cuda.models import SpikingPredictor
+from stc_cuda.models import SpikingPredictor, read_official_checkpoint
 
 Shapes = dict[str, tuple[int, ...]]
 SMALL: dict[str, Any] = {
@@ -249,3 +249,19 @@ def test_an_untrained_stclmh_predicts_like_stclif(tmp_path: Path, dtype: torch.d
     assert expected.std() > 0.01
     tolerance = BAND if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(one(frames), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("content", [b"hello world\n" * 20, b"\x80\x02.", b"\x80", b""], ids=repr)
+def test_bytes_that_are_something_else(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        read_official_checkpoint(path)
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.complex64)], ids=str)
+def test_tensors_that_are_no_weights(weight: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"cell_list.0.conv_x.0.weight": weight}, path)
+    with pytest.raises(ValueError, match="expected a state dict"):
+        read_official_checkpoint(path)

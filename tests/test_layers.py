@@ -401,6 +401,43 @@ def test_state_follows_to(neuron: str) -> None:
     assert {state.device.type for state in states(made).values()} == {"meta"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@every_neuron
+def test_potentials_stay_in_single_precision(dtype: torch.dtype, neuron: str) -> None:
+    """They outgrow 16-bit numbers."""
+    made = layer(neuron)
+    made(sequence())
+    assert made.v is not None
+    made.v = made.v + 1e6
+    made.to(dtype)
+    assert made.v.dtype == torch.float32
+    assert made.v.isfinite().all()
+
+
+@every_neuron
+def test_a_kept_v_seq_follows_a_memory_format(neuron: str) -> None:
+    made = layer(neuron, store_v_seq=True)
+    made(sequence())
+    assert made.v_seq is not None
+    before = made.v_seq.clone()
+    made.to(memory_format=torch.channels_last)
+    assert torch.equal(made.v_seq, before)
+    assert made.v_seq[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@every_neuron
+def test_options_can_be_changed_later(neuron: str) -> None:
+    made = layer(neuron)
+    assert not made.store_v_seq
+    made.store_v_seq = True
+    made(sequence())
+    assert made.v_seq is not None
+    with pytest.raises(ValueError, match="step_mode: got 'multi'"):
+        made.step_mode = "multi"
+    with pytest.raises(TypeError, match="store_v_seq: got int"):
+        made.store_v_seq = 1
+
+
 @every_neuron
 def test_state_is_not_in_the_state_dict(neuron: str) -> None:
     made = layer(neuron)

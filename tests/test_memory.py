@@ -11,6 +11,9 @@ import torch
 from oracle import Case, kernel, make_problem
 from torch import Tensor
 
+import stc_cuda
+from stc_cuda.profiling import saved_bytes
+
 LIMIT = 8.2  # bytes per neuron and step in float32: current 4, u 4, and a few statistics
 PAPER = Case(seed=61, steps=4, samples=2, groups=16, in_group=16, height=32, width=32, kernel=5, store_v_seq=False)
 
@@ -129,3 +132,10 @@ def test_forward_in_inference_allocates_only_its_outputs(backend: str) -> None:
     weights = 2 * problem.inputs["temporal_weight"].numel() * 4  # type: ignore[union-attr]
     assert allocated >= wanted
     assert allocated <= wanted + 2 * weights + 2**16
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4096), (2, 4096), (2, 1, 8, 16, 32)], ids=str)
+def test_an_element_wise_neuron_keeps_its_potential_alone(shape: tuple[int, ...]) -> None:
+    """4 bytes: no spikes, no current where nothing but it learns, no constant spread over the channels."""
+    current = torch.randn(shape, requires_grad=True)
+    assert saved_bytes(lambda: stc_cuda.lif(current)) <= 4 * current.numel() + 64
