@@ -196,8 +196,10 @@ struct Block {
   __device__ __forceinline__ int x(int i) const { return (runs[i] & 0xFF) + 4 * quad; }
   // Where they lie in a contiguous [channels, H, W], for the thread's channel of m tile m.
   __device__ __forceinline__ int offset(int i, int m) const { return (m * 8 + row) * pixels + y(i) * width + x(i); }
-  // How many of them are on the map.
-  __device__ __forceinline__ int valid(int i) const { return max(0, min(4, width - x(i))); }
+  // How many pixels the row has from the first of them on: of the four, those below are on the map; none if not above
+  // 0. Compared as it is and never cut to 0..4: for a test of max(0, min(4, n)) == 4, ptxas 13.0 takes the predicate of
+  // VIMNMX.RELU on sm_90, which is true for n < 0, too.
+  __device__ __forceinline__ int left(int i) const { return width - x(i); }
   // Where the thread's four of run i, m tile m lies in an array [warps][kSlots][32] of the block. The distances between
   // the fours of a thread are constants, and so take no registers.
   __device__ __forceinline__ int slot(int i, int m) const { return (warp() * kSlots + i * kTiles + m) * 32 + lane; }
@@ -205,7 +207,9 @@ struct Block {
   __device__ __forceinline__ int neurons() const {
     int count = 0;
 #pragma unroll
-    for (int i = 0; i < Runs; ++i) count += valid(i);
+    for (int i = 0; i < Runs; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) count += j < left(i);
     return count * kTiles;
   }
 
@@ -260,8 +264,8 @@ struct Block {
     }
   }
 
-  // Sets the bits of run i, m tile m in the padded spike map: bit j of `fired` = pixel j of this thread. By whole
-  // warps.
+  // Sets the bits of run i, m tile m in the padded spike map: bit j of `fired` = pixel j of this thread, if that is on
+  // the map. By whole warps.
   __device__ __forceinline__ void put_spikes(Word* words, int i, int m, unsigned fired) const {
     unsigned votes = 0;
 #pragma unroll
@@ -270,7 +274,7 @@ struct Block {
       if (row == j) votes = vote;
     }
     // lane (row j, quad q) gathers the eight channels of pixel 4q + j: bit 4k + q of the ballot is channel k
-    if (row < valid(i)) {
+    if (row < min(4, left(i))) {
       unsigned bits = votes >> quad & 0x11111111u;
       bits = (bits | bits >> 3) & 0x03030303u;
       bits = (bits | bits >> 6) & 0x000F000Fu;
@@ -294,50 +298,50 @@ __device__ __forceinline__ float component_of(const float4& v, int j) {
   return j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w;
 }
 
-// Four neighbours of which `valid` are on the map, `step` elements apart; the others read as 0. `whole`: all four,
-// where they are valid, can be one access.
-__device__ __forceinline__ float4 load4(const float* p, int64_t step, int valid, bool whole) {
-  if (whole && valid == 4) return *reinterpret_cast<const float4*>(p);
+// Four neighbours, `step` elements apart, of a row that has `left` pixels from the first of them on; what is past its
+// end reads as 0. `whole`: all four, where they are on the map, can be one access.
+__device__ __forceinline__ float4 load4(const float* p, int64_t step, int left, bool whole) {
+  if (whole && left >= 4) return *reinterpret_cast<const float4*>(p);
   float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
-  if (valid > 0) v.x = p[0];
-  if (valid > 1) v.y = p[step];
-  if (valid > 2) v.z = p[2 * step];
-  if (valid > 3) v.w = p[3 * step];
+  if (left > 0) v.x = p[0];
+  if (left > 1) v.y = p[step];
+  if (left > 2) v.z = p[2 * step];
+  if (left > 3) v.w = p[3 * step];
   return v;
 }
-__device__ __forceinline__ float4 load4(const uint16_t* p, int64_t step, int valid, bool whole, Storage storage) {
-  if (whole && valid == 4) return widen4(*reinterpret_cast<const uint2*>(p), storage);
+__device__ __forceinline__ float4 load4(const uint16_t* p, int64_t step, int left, bool whole, Storage storage) {
+  if (whole && left >= 4) return widen4(*reinterpret_cast<const uint2*>(p), storage);
   float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
   for (int j = 0; j < 4; ++j)
-    if (j < valid) component(v, j) = widen(p[j * step], storage);
+    if (j < left) component(v, j) = widen(p[j * step], storage);
   return v;
 }
-__device__ __forceinline__ void store4(float* p, const float4& v, int valid, bool whole) {
-  if (whole && valid == 4) {
+__device__ __forceinline__ void store4(float* p, const float4& v, int left, bool whole) {
+  if (whole && left >= 4) {
     *reinterpret_cast<float4*>(p) = v;
     return;
   }
-  if (valid > 0) p[0] = v.x;
-  if (valid > 1) p[1] = v.y;
-  if (valid > 2) p[2] = v.z;
-  if (valid > 3) p[3] = v.w;
+  if (left > 0) p[0] = v.x;
+  if (left > 1) p[1] = v.y;
+  if (left > 2) p[2] = v.z;
+  if (left > 3) p[3] = v.w;
 }
 // Element `first` on of a contiguous array of the given storage.
-__device__ __forceinline__ void store4(float* array, int64_t first, const float4& v, int valid, bool whole,
+__device__ __forceinline__ void store4(float* array, int64_t first, const float4& v, int left, bool whole,
                                        Storage storage) {
-  if (storage == Storage::kState) return store4(array + first, v, valid, whole);
+  if (storage == Storage::kState) return store4(array + first, v, left, whole);
   uint16_t* p = reinterpret_cast<uint16_t*>(array) + first;
   const uint2 pairs = make_uint2(narrow(v.x, storage) | uint32_t(narrow(v.y, storage)) << 16,
                                  narrow(v.z, storage) | uint32_t(narrow(v.w, storage)) << 16);
-  if (whole && valid == 4) {
+  if (whole && left >= 4) {
     *reinterpret_cast<uint2*>(p) = pairs;
     return;
   }
-  if (valid > 0) p[0] = uint16_t(pairs.x);
-  if (valid > 1) p[1] = uint16_t(pairs.x >> 16);
-  if (valid > 2) p[2] = uint16_t(pairs.y);
-  if (valid > 3) p[3] = uint16_t(pairs.y >> 16);
+  if (left > 0) p[0] = uint16_t(pairs.x);
+  if (left > 1) p[1] = uint16_t(pairs.x >> 16);
+  if (left > 2) p[2] = uint16_t(pairs.y);
+  if (left > 3) p[3] = uint16_t(pairs.y >> 16);
 }
 
 // Whether the fours of a tensor are aligned.
@@ -360,8 +364,8 @@ __device__ __forceinline__ float4 load4(const B& block, const Strided<const floa
                                         int64_t n, int64_t channel, int i) {
   const int64_t first = place4(block, x, t, n, channel, i);
   const bool whole = whole_fours(x, storage);
-  if (storage == Storage::kState) return load4(x.data + first, x.column, block.valid(i), whole);
-  return load4(reinterpret_cast<const uint16_t*>(x.data) + first, x.column, block.valid(i), whole, storage);
+  if (storage == Storage::kState) return load4(x.data + first, x.column, block.left(i), whole);
+  return load4(reinterpret_cast<const uint16_t*>(x.data) + first, x.column, block.left(i), whole, storage);
 }
 
 // Weight and bias of the three norms of a group, 1 and 0 where one is absent. By all threads; a barrier must follow.
@@ -428,23 +432,24 @@ class Current {
     const bool wide = in_.storage == Storage::kState, whole = whole_fours(x, in_.storage);
 #pragma unroll 1
     for (int k = 0; k < B::kSlots; ++k) {
-      const int i = k / B::kTiles, valid = block_.valid(i);
+      const int i = k / B::kTiles, left = block_.left(i);
       const int64_t place = place4(block_, x, t, B::sample(), B::first() + block_.row + k % B::kTiles * 8, i);
       float4* slot = slots_ + block_.slot(0, k);
       if (wide) {
         const float* from = x.data + place;
-        if (whole && valid == 4)
+        if (whole && left >= 4)
           gpu::cp_async<16>(slot, from);
         else
 #pragma unroll 1
-          for (int j = 0; j < valid; ++j) gpu::cp_async<4>(reinterpret_cast<float*>(slot) + j, from + j * x.column);
+          for (int j = 0; j < min(4, left); ++j)
+            gpu::cp_async<4>(reinterpret_cast<float*>(slot) + j, from + j * x.column);
       } else {
         const uint16_t* from = reinterpret_cast<const uint16_t*>(x.data) + place;
-        if (whole && valid == 4)
+        if (whole && left >= 4)
           gpu::cp_async<8>(slot, from);
         else  // there is no copy of two bytes
 #pragma unroll 1
-          for (int j = 0; j < valid; ++j) reinterpret_cast<uint16_t*>(slot)[j] = from[j * x.column];
+          for (int j = 0; j < min(4, left); ++j) reinterpret_cast<uint16_t*>(slot)[j] = from[j * x.column];
       }
     }
     gpu::cp_async_commit();

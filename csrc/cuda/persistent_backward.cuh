@@ -125,10 +125,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     return ((t * p.in.shape.samples + B::sample()) * p.in.shape.channels + B::first()) * block.pixels;
   };
   const auto load = [&](const float* array, int i, int m) {
-    return load4(array + block.offset(i, m), 1, block.valid(i), block.whole);
+    return load4(array + block.offset(i, m), 1, block.left(i), block.whole);
   };
   const auto store = [&](float* array, int i, int m, const float4& value) {
-    store4(array + block.offset(i, m), value, block.valid(i), block.whole);
+    store4(array + block.offset(i, m), value, block.left(i), block.whole);
   };
   // Gradient so far of constant k, in the thread's channel of m tile m.
   const auto grad_constant = [&](int k, int m) -> float& {
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       float result[kStates];
       K of_neuron{};
       Cell::settle_backward(potential, component_of(grad_s, j), grad_state, k, cell, result, of_neuron);
-      if (j < block.valid(i)) grad.threshold += of_neuron.threshold;
+      if (j < block.left(i)) grad.threshold += of_neuron.threshold;
       component(grad_v, j) = result[0];
     }
     grad_u[block.slot(i, m)] = grad_v;
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         for (int j = 0; j < 4; ++j) {
           const float value = component(before, j);
           const bool spike = t > 0 ? value >= constants[0][m * 8 + block.row] : value != 0.f;
-          fired |= unsigned(spike && j < block.valid(i)) << j;
+          fired |= unsigned(spike) << j;
         }
         block.put_spikes(words, i, m, fired);
       }
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     // coefficients want them.
     const auto load_second = [&](int t, int i, int m, int j) {
       block.forget();
-      if (!p.grad_coefficients || j >= block.valid(i)) return 0.f;
+      if (!p.grad_coefficients || j >= block.left(i)) return 0.f;
       if (t >= 0) return p.potentials[unit(p.in.shape.steps + t) + block.offset(i, m) + j];
       const Strided<const float>& x = p.in.states[1];
       return x.data ? x.data[place4(block, x, 0, B::sample(), channel(m), i) + j * x.column] : 0.f;
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             visit(i, m,
                   [&](int j, const float (&)[kNorms], const CircuitGradients<float>&, const float (&)[kStates],
                       const K& grad_k) {
-                    if (j >= block.valid(i)) return;
+                    if (j >= block.left(i)) return;
 #pragma unroll
                     for (int k = 0; k < kCoefficients; ++k) sums[k] += grad_k.of[k];
                   });
@@ -347,7 +347,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         visit(i, m,
               [&](int j, const float (&xhat)[kNorms], const CircuitGradients<float>& g, const float (&)[kStates],
                   const K&) {
-                if (j >= block.valid(i)) return;
+                if (j >= block.left(i)) return;
                 const float grads[kNorms] = {g.current, g.temporal, g.spatial};
 #pragma unroll
                 for (int norm = 0; norm < kNorms; ++norm) {
@@ -401,7 +401,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
                     }
                   });
         block.forget();
-        store4(p.grad_current, unit(t) + block.offset(i, m), out[kCurrent], block.valid(i), block.whole, storage);
+        store4(p.grad_current, unit(t) + block.offset(i, m), out[kCurrent], block.left(i), block.whole, storage);
         store(trace.grad_gates[0] + unit(t), i, m, out[kTemporal]);
         store(trace.grad_gates[1] + unit(t), i, m, out[kSpatial]);
         if (t > 0)
@@ -435,7 +435,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
               const float4 g = load((path ? trace.grad_gates[1] : trace.grad_gates[0]) + unit(t), i, c / 8);
 #pragma unroll
               for (int j = 0; j < 4; ++j) {
-                if (j >= block.valid(i)) continue;
+                if (j >= block.left(i)) continue;
                 const int position = (block.y(i) + B::kPad) * block.stride + block.x(i) + j + B::kPad;
                 for (int term = 0; term < Transposed::kTerms; ++term)
                   numbers[(term * area + position) * Transposed::kChunk + block.row % 4] =
@@ -493,12 +493,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
               for (int j = 0; j < 4; ++j) {
                 const float part = component_of(grad_s, j) * Cell::spike_slope(component_of(u, j), threshold, cell);
                 component(total, j) += part;
-                if (j < block.valid(i)) sum += part;
+                if (j < block.left(i)) sum += part;
               }
               grad_u[block.slot(i, m)] = total;
               if (p.grad_threshold) grad_constant(0, m) -= sum;
             } else {
-              store4(p.grad_spikes, unit(0) + block.offset(i, m), grad_s, block.valid(i), block.whole, storage);
+              store4(p.grad_spikes, unit(0) + block.offset(i, m), grad_s, block.left(i), block.whole, storage);
             }
           }
       }

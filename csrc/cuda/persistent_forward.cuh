@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
           float &a = z[i][j / 2][m][j % 2], &b = z[i][j / 2][m][2 + j % 2];
           a *= temporal;
           b *= spatial;
-          if (j < block.valid(i)) {
+          if (j < block.left(i)) {
             sums.mean[kTemporal] += a;
             sums.mean[kSpatial] += b;
           }
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       for (int i = 0; i < Runs; ++i)
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          if (j < block.valid(i))
+          if (j < block.left(i))
 #pragma unroll
             for (int path = 0; path < 2; ++path) {
               const float d = z[i][j / 2][m][2 * path + j % 2] - sums.mean[kTemporal + path];
@@ -133,10 +133,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
           const float4 x = current(t, i, m);
-          if (i + m == 0 && block.valid(0) > 0) origin = x.x - shift;
+          if (i + m == 0 && block.left(0) > 0) origin = x.x - shift;
 #pragma unroll
           for (int j = 0; j < 4; ++j)
-            if (j < block.valid(i)) {
+            if (j < block.left(i)) {
               const float d = component_of(x, j) - shift - origin;
               sum += d;
               squares += d * d * share;
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
       for (int i = 0; i < Runs; ++i) {
         block.forget();
-        const int valid = block.valid(i);
+        const int left = block.left(i);
         const float4 input = current(t, i, m);
         const int slot = block.slot(i, m), c = m * 8 + block.row;
         float4 after = v[slot], u;
@@ -200,16 +200,16 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         const int64_t out = unit(t) + block.offset(i, m);
         if (p.spikes) {
           const auto spike = [&](int j) { return float(fired >> j & 1u); };
-          store4(p.spikes, out, make_float4(spike(0), spike(1), spike(2), spike(3)), valid, block.whole, storage);
+          store4(p.spikes, out, make_float4(spike(0), spike(1), spike(2), spike(3)), left, block.whole, storage);
         }
         if (p.potentials) {
-          store4(p.potentials + out, u, valid, block.whole);
+          store4(p.potentials + out, u, left, block.whole);
           // a state that passes the reset as it is
           if constexpr (kStates > 1)
-            store4(p.potentials + unit(p.in.shape.steps + t) + block.offset(i, m), second[slot], valid, block.whole);
+            store4(p.potentials + unit(p.in.shape.steps + t) + block.offset(i, m), second[slot], left, block.whole);
         }
-        if (p.v_seq) store4(p.v_seq + out, after, valid, block.whole);
-        block.put_spikes(words, i, m, fired & ((1u << valid) - 1u));
+        if (p.v_seq) store4(p.v_seq + out, after, left, block.whole);
+        block.put_spikes(words, i, m, fired);
       }
     __syncthreads();
     if (t + 1 < int(p.in.shape.steps)) current.fetch(t + 1);
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int k = 0; k < kStates; ++k)
-        store4(p.states[k] + unit(0) + block.offset(i, m), (k ? second : v)[block.slot(i, m)], block.valid(i),
+        store4(p.states[k] + unit(0) + block.offset(i, m), (k ? second : v)[block.slot(i, m)], block.left(i),
                block.whole);
 }
 

@@ -67,10 +67,9 @@ __global__ void __launch_bounds__(WeightProduct<Channels, Kernel>::kWarps * 32)
       __syncthreads();  // the products with the fragments before are done
       if (base + warp < end) {
         const int y = (base + warp) / runs_per_row, x = (base + warp) % runs_per_row * kRunPixels + 4 * quad;
-        const int valid = max(0, min(4, width - x));
         const auto gradients = [&](int output) {
           const float* map = trace.grad_gates[output / Channels] + maps + output % Channels * pixels;
-          return load4(map + y * width + x, 1, valid, whole);
+          return load4(map + y * width + x, 1, width - x, whole);
         };
 #pragma unroll
         for (int m = 0; m < Product::kOutputTiles; ++m) {
