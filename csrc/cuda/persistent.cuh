@@ -80,6 +80,7 @@ struct BackwardTrace {
 // What has no place on chip: arrays of each block of which each element belongs to one thread.
 struct BackwardSlots {
   float4* grad_second;  // [warps][kSlots][32]: gradients of a second potential; null: in shared memory
+  float4* kept_u;       // [warps][kSlots][32]: u of the step before; null: in shared memory
   float* constants;     // [1 + kCoefficients][kTiles][threads]: gradients of threshold and coefficients so far
 };
 
@@ -458,6 +459,20 @@ class Current {
   // Before step t is read.
   __device__ __forceinline__ void arrive() const {
     if (cached_) gpu::cp_async_wait<0>();
+  }
+
+  // Turns what has arrived into fp32 numbers, for `wide`.
+  __device__ __forceinline__ void widen() const {
+    if (!cached_ || in_.storage == Storage::kState) return;
+#pragma unroll 1
+    for (int k = 0; k < B::kSlots; ++k) {
+      float4* slot = slots_ + block_.slot(0, k);
+      *slot = widen4(*reinterpret_cast<const uint2*>(slot), in_.storage);
+    }
+  }
+  __device__ __forceinline__ float4 wide(int64_t t, int i, int m) const {
+    if (cached_) return slots_[block_.slot(i, m)];
+    return load4(block_, in_.current, in_.storage, t, B::sample(), B::first() + block_.row + m * 8, i);
   }
 
   // The four values of run i, m tile m at step t, the one that was fetched last.

@@ -30,6 +30,7 @@ BackwardWorkspace carve_backward(WorkspaceCarver& carver, const StcBackward<floa
   w.trace.partial_sums = carver.take<double>(s.samples * s.channels * kChannelSums);
   const bool far = CircuitCells::traits(p.in.neuron).states > 1 && !plan.near_second;
   if (far) w.slots.grad_second = carver.take<float4>(owned_fours(s, plan));
+  if (!plan.cached_u) w.slots.kept_u = carver.take<float4>(owned_fours(s, plan));
   const int constants = 1 + CircuitCells::traits(p.in.neuron).coefficients;
   if (p.grad_threshold || p.grad_coefficients)
     w.slots.constants = carver.take<float>(constants * owned_fours(s, plan) / plan.runs_per_warp);

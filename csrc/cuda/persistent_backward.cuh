@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kPackThreads) pack_transposed_weights(StcInput
   }
 }
 
-// cached_u, cached_current: whether there is room on chip for u_{t-1} and for the current.
+// cached_u, cached_current: whether there is room on chip for u_{t-1} (else it is in slots.kept_u) and for the current.
 template <int Channels, int Kernel, int Runs, bool Attached, class Cell>
 __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     persistent_backward(StcBackward<float> p, PackedWeights packed, const uint4* transposed, BackwardTrace trace,
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   GPU_SHARED(float, means, [kNorms][2]);               // over the group, of weight x gradient and of that x xhat
   GPU_SHARED(float, affine, [kNorms][2][Channels]);    // weight, bias
   GPU_SHARED(float, constants, [1 + kCoefficients][Channels]);
-  GPU_SHARED(float*, of_block, [1]);  // its part of slots.constants: read each time, it takes no registers
+  GPU_SHARED(BackwardSlots, of_block, );  // its part of them: read each time, it takes no registers
   gpu::SharedCarver carver;
   // Of the arrays of fours each element belongs to one thread.
   float4* grad_u = carver.take<float4>(B::kSlots * int(blockDim.x));
@@ -103,7 +103,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   if constexpr (kStates > 1)
     grad_second = slots.grad_second ? slots.grad_second + int64_t(B::index()) * B::kSlots * int(blockDim.x)
                                     : carver.take<float4>(B::kSlots * int(blockDim.x));
-  float4* kept_u = cached_u ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
+  // u of the step before the one at hand, or before the first step v; later ds/du of that step
+  float4* kept = cached_u ? carver.take<float4>(B::kSlots * int(blockDim.x))
+                          : slots.kept_u + int64_t(B::index()) * B::kSlots * int(blockDim.x);
+  const auto kept_u = [&](int slot) -> float4& { return of_block.kept_u[slot]; };
   float4* kept_current = cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
   const auto parked = [&](int k) -> float4& {
     int thread = int(threadIdx.x);
@@ -132,39 +135,51 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   };
   // Gradient so far of constant k, in the thread's channel of m tile m.
   const auto grad_constant = [&](int k, int m) -> float& {
-    return of_block[0][(k * kTiles + m) * int(blockDim.x) + int(threadIdx.x)];
+    return of_block.constants[(k * kTiles + m) * int(blockDim.x) + int(threadIdx.x)];
   };
   // Gradient of u of step t from that which arrives at its v from later steps, and from outside at its spikes and v. A
-  // second potential passes the reset as it is, and so does its gradient.
-  const auto fold = [&](int t, int i, int m, const float4& u, float4 grad_v) {
-    float4 grad_s = make_float4(0.f, 0.f, 0.f, 0.f);
-    if (p.grad_spikes_out.data) grad_s = load4(block, p.grad_spikes_out, storage, t, B::sample(), channel(m), i);
-    if (p.grad_v_seq_out.data) {
-      const float4 more = load4(block, p.grad_v_seq_out, Storage::kState, t, B::sample(), channel(m), i);
+  // second potential passes the reset as it is, and so does its gradient. Attached: leaves ds/du of step t as well, for
+  // what comes through the gates.
+  //
+  // Like all that can, a loop that stays one: unrolled code would not fit the instruction cache.
+  const auto fold = [&](int t) {
+#pragma unroll 1
+    for (int slot = 0; slot < B::kSlots; ++slot) {
+      const int i = slot / kTiles, m = slot % kTiles, place = block.slot(0, slot);
+      float4 grad_s = make_float4(0.f, 0.f, 0.f, 0.f), grad_v = grad_u[place], slopes;
+      if (p.grad_spikes_out.data) grad_s = load4(block, p.grad_spikes_out, storage, t, B::sample(), channel(m), i);
+      const float4 u = kept_u(place);
+      if (p.grad_v_seq_out.data) {
+        const float4 more = load4(block, p.grad_v_seq_out, Storage::kState, t, B::sample(), channel(m), i);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) component(grad_v, j) += component_of(more, j);
-    }
-    const K k = coefficients<Cell>(constants, m * 8 + block.row);
-    K grad{};
+        for (int j = 0; j < 4; ++j) component(grad_v, j) += component_of(more, j);
+      }
+      const K k = coefficients<Cell>(constants, m * 8 + block.row);
+      K grad{};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float potential[kStates] = {component_of(u, j)}, grad_state[kStates] = {component_of(grad_v, j)};
-      float result[kStates];
-      K of_neuron{};
-      Cell::settle_backward(potential, component_of(grad_s, j), grad_state, k, cell, result, of_neuron);
-      if (j < block.left(i)) grad.threshold += of_neuron.threshold;
-      component(grad_v, j) = result[0];
+      for (int j = 0; j < 4; ++j) {
+        const float potential[kStates] = {component_of(u, j)}, grad_state[kStates] = {component_of(grad_v, j)};
+        float result[kStates];
+        K of_neuron{};
+        Cell::settle_backward(potential, component_of(grad_s, j), grad_state, k, cell, result, of_neuron);
+        if (j < block.left(i)) grad.threshold += of_neuron.threshold;
+        component(grad_v, j) = result[0];
+        if constexpr (Attached) component(slopes, j) = Cell::spike_slope(potential[0], k.threshold, cell);
+      }
+      grad_u[place] = grad_v;
+      if constexpr (Attached) kept_u(place) = slopes;
+      if (p.grad_threshold) grad_constant(0, m) += grad.threshold;
     }
-    grad_u[block.slot(i, m)] = grad_v;
-    if (p.grad_threshold) grad_constant(0, m) += grad.threshold;
   };
 
   for (int i = threadIdx.x; i < B::kWords; i += blockDim.x) words[i] = 0;
   for (int i = threadIdx.x; i < Channels * kSums; i += blockDim.x) totals[i / kSums][i % kSums] = 0.0;
   load_affine<Channels>(p.in, B::first(), affine);
   load_constants<Cell>(p.in, B::first(), constants);
-  if (slots.constants && threadIdx.x == 0)
-    of_block[0] = slots.constants + int64_t(B::index()) * (1 + kCoefficients) * kTiles * int(blockDim.x);
+  if (threadIdx.x == 0) {
+    of_block.kept_u = kept;
+    of_block.constants = slots.constants + int64_t(B::index()) * (1 + kCoefficients) * kTiles * int(blockDim.x);
+  }
   __syncthreads();
   if (slots.constants)
     for (int k = 0; k < (1 + kCoefficients) * kTiles; ++k) grad_constant(0, k) = 0.f;
@@ -179,11 +194,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
                          : make_float4(0.f, 0.f, 0.f, 0.f);
       };
       if constexpr (kStates > 1) grad_second[block.slot(i, m)] = upstream(1);
-      if (steps > 0)
-        fold(steps - 1, i, m, load(p.potentials + unit(steps - 1), i, m), upstream(0));
-      else
-        grad_u[block.slot(i, m)] = upstream(0);
+      grad_u[block.slot(i, m)] = upstream(0);
+      if (steps > 0) kept_u(block.slot(i, m)) = load(p.potentials + unit(steps - 1), i, m);
     }
+  if (steps > 0) fold(steps - 1);
 
 #pragma unroll 1
   for (int t = steps - 1; t >= 0; --t) {
@@ -202,22 +216,23 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     }
 #pragma unroll 1
     for (int i = 0; i < Runs; ++i)
-#pragma unroll
+#pragma unroll 1
       for (int m = 0; m < kTiles; ++m) {
         unsigned fired = 0;
         float4 before = make_float4(0.f, 0.f, 0.f, 0.f);
         if (t > 0) {
           before = load(p.potentials + unit(t - 1), i, m);
-          if (cached_u) kept_u[block.slot(i, m)] = before;
-        } else if (p.in.spikes.data) {
-          before = load4(block, p.in.spikes, storage, 0, B::sample(), channel(m), i);
-        }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float value = component(before, j);
-          const bool spike = t > 0 ? value >= constants[0][m * 8 + block.row] : value != 0.f;
-          fired |= unsigned(spike) << j;
+          for (int j = 0; j < 4; ++j) fired |= unsigned(component(before, j) >= constants[0][m * 8 + block.row]) << j;
+        } else {
+          float4 spikes = before;
+          if (p.in.spikes.data) spikes = load4(block, p.in.spikes, storage, 0, B::sample(), channel(m), i);
+          if (p.in.states[0].data)
+            before = load4(block, p.in.states[0], Storage::kState, 0, B::sample(), channel(m), i);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) fired |= unsigned(component(spikes, j) != 0.f) << j;
         }
+        kept_u(block.slot(i, m)) = before;
         block.put_spikes(words, i, m, fired);
       }
     __syncthreads();
@@ -258,157 +273,137 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
           for (int j = 0; j < 4; ++j) component(parked(k), j) = z[Runs - 1][j / 2][m][2 * path + j % 2];
     current.arrive();
+    current.widen();
     block.forget();
 
-    // u_{t-1}; before the first step v.
-    const auto load_before = [&](int i, int m) {
-      if (t > 0) return cached_u ? kept_u[block.slot(i, m)] : load(p.potentials + unit(t - 1), i, m);
-      if (p.in.states[0].data) return load4(block, p.in.states[0], Storage::kState, 0, B::sample(), channel(m), i);
-      return make_float4(0.f, 0.f, 0.f, 0.f);
-    };
     // The second potential of step t, or for t < 0 the second state before the first step; only the gradients of the
     // coefficients want them.
     const auto load_second = [&](int t, int i, int m, int j) {
       block.forget();
-      if (!p.grad_coefficients || j >= block.left(i)) return 0.f;
+      if (j >= block.left(i)) return 0.f;
       if (t >= 0) return p.potentials[unit(p.in.shape.steps + t) + block.offset(i, m) + j];
       const Strided<const float>& x = p.in.states[1];
       return x.data ? x.data[place4(block, x, 0, B::sample(), channel(m), i) + j * x.column] : 0.f;
     };
-    // Calls use(j, xhat of the three norms, gradients of the cell's inputs, of its states before, of its coefficients)
-    // for the four neurons of (run i, m tile m).
-    const auto visit = [&](int i, int m, auto use) {
-      block.forget();
-      const float4 before = load_before(i, m);
-      const float4 input = current(t, i, m);
-      const float4 gu = grad_u[block.slot(i, m)];
-      const Statistics<FastMath> of_current = statistics_of(kCurrent);
-      int c = m * 8 + block.row;
-      const auto zhat = [&](int path, int j) {
-        const int k = parking(i, m, path);
-        return k < kParked ? component(parked(k), j) : z[i][j / 2][m][2 * path + j % 2];
-      };
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float xhat[kNorms] = {of_current.centre(component_of(input, j)) * of_current.rstd, zhat(0, j),
-                                    zhat(1, j)};
-        if constexpr (kStates > 1) gpu::forget(c);
-        const K k = coefficients<Cell>(constants, c);
-        float normed[kNorms];
-#pragma unroll
-        for (int norm = 0; norm < kNorms; ++norm) normed[norm] = xhat[norm] * affine[norm][0][c] + affine[norm][1][c];
-        float state[kStates] = {component_of(before, j)}, potential[kStates] = {}, grad[kStates], grad_before[kStates];
-        // one by one: fours of them would take registers that the gates need
-        if constexpr (kStates > 1) {
-          state[1] = load_second(t - 1, i, m, j);
-          potential[1] = load_second(t, i, m, j);
-          grad[1] = component(grad_second[block.slot(i, m)], j);
-        }
-        if (t > 0) {
-          const float fired = Cell::fire(state[0], k.threshold, cell);
-          state[0] = Cell::reset(state[0], fired, k.threshold, cell);
-        }
-        grad[0] = component_of(gu, j);
-        K grad_k{};
-        const CircuitGradients<float> g = Cell::integrate_backward(
-            state, normed[kCurrent], normed[kTemporal], normed[kSpatial], potential, grad, k, grad_before, grad_k);
-        use(j, xhat, g, grad_before, grad_k);
-      }
-      return before;
-    };
 
-    // The gradients of the coefficients by themselves, since they want other registers than the sums of the norms.
-    if constexpr (kCoefficients > 0) {
-      if (p.grad_coefficients) {
+    // The neurons are visited twice or three times, by the same code: it is long, and the instruction cache is small.
+    //   kCoefficientPass  the gradients of the coefficients, where they are wanted
+    //   kSumPass          sums over the group of the norms' gradients; per channel first, which the norms' parameters
+    //                     want
+    //   kGradientPass     the gradients themselves
+    enum { kCoefficientPass, kSumPass, kGradientPass };
+#pragma unroll 1
+    for (int pass = kCoefficients > 0 && p.grad_coefficients ? kCoefficientPass : kSumPass; pass <= kGradientPass;
+         ++pass) {
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m)
+      for (int m = 0; m < kTiles; ++m) {
+        float sums[kSums] = {};
+        float of_coefficients[kCoefficients > 0 ? kCoefficients : 1] = {};
 #pragma unroll
-          for (int i = 0; i < Runs; ++i) {
-            float sums[kCoefficients] = {};
-            visit(i, m,
-                  [&](int j, const float (&)[kNorms], const CircuitGradients<float>&, const float (&)[kStates],
-                      const K& grad_k) {
-                    if (j >= block.left(i)) return;
+        for (int i = 0; i < Runs; ++i) {
+          block.forget();
+          const int slot = block.slot(i, m);
+          const float4 before = kept_u(slot), input = current.wide(t, i, m), gu = grad_u[slot];
+          float4 grad_current, grad_v;
+          int c = m * 8 + block.row;
+          const auto zhat = [&](int path, int j) -> float& {
+            const int k = parking(i, m, path);
+            return k < kParked ? component(parked(k), j) : z[i][j / 2][m][2 * path + j % 2];
+          };
 #pragma unroll
-                    for (int k = 0; k < kCoefficients; ++k) sums[k] += grad_k.of[k];
-                  });
+          for (int j = 0; j < 4; ++j) {
+            const Statistics<FastMath> of_current = statistics_of(kCurrent);
+            const float xhat[kNorms] = {of_current.centre(component_of(input, j)) * of_current.rstd, zhat(0, j),
+                                        zhat(1, j)};
+            gpu::forget(c);
+            const K k = coefficients<Cell>(constants, c);
+            float normed[kNorms];
 #pragma unroll
-            for (int k = 0; k < kCoefficients; ++k) grad_constant(1 + k, m) += sums[k];
+            for (int norm = 0; norm < kNorms; ++norm)
+              normed[norm] = xhat[norm] * affine[norm][0][c] + affine[norm][1][c];
+            float state[kStates] = {component_of(before, j)}, potential[kStates] = {}, grad[kStates];
+            float grad_before[kStates];
+            // one by one: fours of them would take registers that the gates need
+            if constexpr (kStates > 1) {
+              if (pass == kCoefficientPass) {
+                state[1] = load_second(t - 1, i, m, j);
+                potential[1] = load_second(t, i, m, j);
+              } else {
+                state[1] = 0.f;
+              }
+              grad[1] = component(grad_second[slot], j);
+            }
+            if (t > 0) {
+              const float fired = Cell::fire(state[0], k.threshold, cell);
+              state[0] = Cell::reset(state[0], fired, k.threshold, cell);
+            }
+            grad[0] = component_of(gu, j);
+            K grad_k{};
+            const CircuitGradients<float> g = Cell::integrate_backward(
+                state, normed[kCurrent], normed[kTemporal], normed[kSpatial], potential, grad, k, grad_before, grad_k);
+            const float grads[kNorms] = {g.current, g.temporal, g.spatial};
+            if (pass == kGradientPass) {
+              component(grad_v, j) = grad_before[0];
+              if constexpr (kStates > 1) component(grad_second[slot], j) = grad_before[1];
+              const auto through_norm = [&](int norm) {
+                const ChannelNorm<FastMath> f(Statistics<FastMath>(0.f, 0.f, statistics[norm][2]), affine[norm][0][c],
+                                              0.f);
+                return f.backward(grads[norm], xhat[norm], means[norm][0], means[norm][1]);
+              };
+              component(grad_current, j) = through_norm(kCurrent);
+              zhat(0, j) = through_norm(kTemporal);  // z' in the place of zhat, which nobody needs any more
+              zhat(1, j) = through_norm(kSpatial);
+            } else if (j < block.left(i)) {
+#pragma unroll
+              for (int norm = 0; norm < kNorms; ++norm) {
+                sums[2 * norm] += grads[norm] * xhat[norm];
+                sums[2 * norm + 1] += grads[norm];
+              }
+#pragma unroll
+              for (int k = 0; k < kCoefficients; ++k) of_coefficients[k] += grad_k.of[k];
+            }
           }
+          if (pass != kGradientPass) continue;
+          block.forget();
+          store4(p.grad_current, unit(t) + block.offset(i, m), grad_current, block.left(i), block.whole, storage);
+#pragma unroll
+          for (int path = 0; path < 2; ++path)
+            store(trace.grad_gates[path] + unit(t), i, m,
+                  make_float4(zhat(path, 0), zhat(path, 1), zhat(path, 2), zhat(path, 3)));
+          grad_u[slot] = grad_v;
+        }
+        if (pass == kSumPass)
+#pragma unroll
+          for (int k = 0; k < kSums; ++k) {
+            sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 1);
+            sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 2);
+            if (block.quad == 0) arena[(B::warp() * Channels + m * 8 + block.row) * kSums + k] = sums[k];
+          }
+        if (kCoefficients > 0 && pass == kCoefficientPass)
+#pragma unroll
+          for (int k = 0; k < kCoefficients; ++k) grad_constant(1 + k, m) += of_coefficients[k];
       }
-    }
-
-    // Sums over the group; per channel first, which the norms' parameters want.
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      float sums[kSums] = {};
-#pragma unroll
-      for (int i = 0; i < Runs; ++i)
-        visit(i, m,
-              [&](int j, const float (&xhat)[kNorms], const CircuitGradients<float>& g, const float (&)[kStates],
-                  const K&) {
-                if (j >= block.left(i)) return;
-                const float grads[kNorms] = {g.current, g.temporal, g.spatial};
-#pragma unroll
-                for (int norm = 0; norm < kNorms; ++norm) {
-                  sums[2 * norm] += grads[norm] * xhat[norm];
-                  sums[2 * norm + 1] += grads[norm];
-                }
-              });
-#pragma unroll
-      for (int k = 0; k < kSums; ++k) {
-        sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 1);
-        sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 2);
-        if (block.quad == 0) arena[(B::warp() * Channels + m * 8 + block.row) * kSums + k] = sums[k];
+      if (pass != kSumPass) continue;
+      __syncthreads();
+      for (int i = threadIdx.x; i < Channels * kSums; i += blockDim.x) {
+        float sum = 0.f;
+        for (int w = 0; w < int(blockDim.x) / 32; ++w) sum += arena[w * Channels * kSums + i];
+        channel_sums[i / kSums][i % kSums] = sum;
+        totals[i / kSums][i % kSums] += double(sum);
       }
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < Channels * kSums; i += blockDim.x) {
-      float sum = 0.f;
-      for (int w = 0; w < int(blockDim.x) / 32; ++w) sum += arena[w * Channels * kSums + i];
-      channel_sums[i / kSums][i % kSums] = sum;
-      totals[i / kSums][i % kSums] += double(sum);
-    }
-    __syncthreads();
-    if (threadIdx.x < 2 * kNorms) {
-      const int norm = threadIdx.x / 2, product = 1 - threadIdx.x % 2;
-      float mean = 0.f;
-      if (p.in.norm_weight[norm])
-        for (int c = 0; c < Channels; ++c)
-          mean += affine[norm][0][c] * channel_sums[c][2 * norm + 1 - product] / float(Channels * block.pixels);
-      means[norm][product] = mean;
-    }
-    __syncthreads();
-
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-      for (int i = 0; i < Runs; ++i) {
-        float4 out[kNorms], grad_v;
-        block.forget();
-        const float4 before =
-            visit(i, m,
-                  [&](int j, const float (&xhat)[kNorms], const CircuitGradients<float>& g,
-                      const float (&grad_before)[kStates], const K&) {
-                    const float grads[kNorms] = {g.current, g.temporal, g.spatial};
-                    component(grad_v, j) = grad_before[0];
-                    if constexpr (kStates > 1) component(grad_second[block.slot(i, m)], j) = grad_before[1];
-#pragma unroll
-                    for (int norm = 0; norm < kNorms; ++norm) {
-                      const ChannelNorm<FastMath> f(Statistics<FastMath>(0.f, 0.f, statistics[norm][2]),
-                                                    affine[norm][0][m * 8 + block.row], 0.f);
-                      component(out[norm], j) = f.backward(grads[norm], xhat[norm], means[norm][0], means[norm][1]);
-                    }
-                  });
-        block.forget();
-        store4(p.grad_current, unit(t) + block.offset(i, m), out[kCurrent], block.left(i), block.whole, storage);
-        store(trace.grad_gates[0] + unit(t), i, m, out[kTemporal]);
-        store(trace.grad_gates[1] + unit(t), i, m, out[kSpatial]);
-        if (t > 0)
-          fold(t - 1, i, m, before, grad_v);
-        else
-          grad_u[block.slot(i, m)] = grad_v;  // nothing is before the first step but the states
+      __syncthreads();
+      if (threadIdx.x < 2 * kNorms) {
+        const int norm = threadIdx.x / 2, product = 1 - threadIdx.x % 2;
+        float mean = 0.f;
+        if (p.in.norm_weight[norm])
+          for (int c = 0; c < Channels; ++c)
+            mean += affine[norm][0][c] * channel_sums[c][2 * norm + 1 - product] / float(Channels * block.pixels);
+        means[norm][product] = mean;
       }
+      __syncthreads();
+    }
+    // before the first step is nothing but the states, whose gradient this is
+    if (t > 0) fold(t - 1);
     if (t > 0) current.fetch(t - 1);
 
     if constexpr (Attached) {
@@ -416,13 +411,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         if constexpr (kParked > 0) __syncthreads();          // nobody needs the parked gates any more
         uint32_t* map = reinterpret_cast<uint32_t*>(arena);  // pairs of bf16 numbers
         for (int i = threadIdx.x; i < Transposed::kTerms * area * Transposed::kChunk / 2; i += blockDim.x) map[i] = 0u;
-        float sum[Runs][2][4];
+        // Tensor cores cut sums off. So the five products with a small factor, most of all, have sums of their own,
+        // where that costs nothing.
+        float sum[Runs][2][4], small[Runs][2][4];
 #pragma unroll
         for (int i = 0; i < Runs; ++i)
 #pragma unroll
           for (int h = 0; h < 2; ++h)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) sum[i][h][e] = 0.f;
+            for (int e = 0; e < 4; ++e) sum[i][h][e] = small[i][h][e] = 0.f;
 #pragma unroll 1
         for (int chunk = 0; chunk < Transposed::kChunks; ++chunk) {
           __syncthreads();  // the map is zero, or the products of the chunk before are done
@@ -448,8 +445,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
                                  chunk * Transposed::kSteps * Transposed::kTerms * 32 + block.lane;
 #pragma unroll 1
           for (int s = 0; s < Transposed::kSteps; ++s) {
-            // with few accumulators nvcc would keep addresses for the whole loop, and spill them
-            if constexpr (Channels == 8 && kCoefficients == 0) block.forget();
+            // nvcc would keep addresses for the whole loop, and spill them
+            block.forget();
             uint4 a[Transposed::kTerms];
 #pragma unroll
             for (int term = 0; term < Transposed::kTerms; ++term)
@@ -473,7 +470,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll
                 for (int total = Transposed::kTerms - 1; total >= 0; --total)
 #pragma unroll
-                  for (int term = 0; term <= total; ++term) gpu::mma_m16n8k16_bf16(sum[i][h], a[term], b[total - term]);
+                  for (int term = 0; term <= total; ++term)
+                    gpu::mma_m16n8k16_bf16(total ? small[i][h] : sum[i][h], a[term], b[total - term]);
               }
           }
         }
@@ -481,26 +479,32 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         for (int m = 0; m < kTiles; ++m)
 #pragma unroll
           for (int i = 0; i < Runs; ++i) {
-            const float4 grad_s =
-                make_float4(sum[i][0][2 * m], sum[i][0][2 * m + 1], sum[i][1][2 * m], sum[i][1][2 * m + 1]);
+            float4 grad_s;
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+              component(grad_s, j) = sum[i][j / 2][2 * m + j % 2] + small[i][j / 2][2 * m + j % 2];
             if (t > 0) {
               block.forget();
-              const float4 u = load_before(i, m);
+              const float4 slopes = kept_u(block.slot(i, m));
               float4 total = grad_u[block.slot(i, m)];
-              const float threshold = constants[0][m * 8 + block.row];
               float sum = 0.f;
 #pragma unroll
               for (int j = 0; j < 4; ++j) {
-                const float part = component_of(grad_s, j) * Cell::spike_slope(component_of(u, j), threshold, cell);
+                const float part = component_of(grad_s, j) * component_of(slopes, j);
                 component(total, j) += part;
                 if (j < block.left(i)) sum += part;
               }
               grad_u[block.slot(i, m)] = total;
               if (p.grad_threshold) grad_constant(0, m) -= sum;
             } else {
-              store4(p.grad_spikes, unit(0) + block.offset(i, m), grad_s, block.left(i), block.whole, storage);
+              kept_u(block.slot(i, m)) = grad_s;
             }
           }
+        if (t == 0)
+#pragma unroll 1
+          for (int slot = 0; slot < B::kSlots; ++slot)
+            store4(p.grad_spikes, unit(0) + block.offset(slot / kTiles, slot % kTiles), kept_u(block.slot(0, slot)),
+                   block.left(slot / kTiles), block.whole, storage);
       }
     }
     __syncthreads();  // statistics, words and the arena are free for the next step
