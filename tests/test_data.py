@@ -203,7 +203,14 @@ def test_digits_as_floats_and_tensors() -> None:
         ({"images": np.zeros((5, 28, 28), dtype=int)}, TypeError, "images: got dtype int64, expected uint8"),
         ({"images": np.full((5, 28, 28), 255.0)}, ValueError, "images: got values from 255.0 to 255.0, expected 0"),
         ({"images": np.full((5, 28, 28), np.nan)}, ValueError, "images: got values from nan"),
-        ({"images": blocks(28)[:4], "split": "test"}, ValueError, "images: got 4, expected at least 5"),
+        ({"images": blocks(28)[:1], "split": "test"}, ValueError, "images: got 1, expected at least 2"),
+        (
+            {"split": "validation"},
+            ValueError,
+            "validation_fraction: got 0, expected more than 0 for split='validation'",
+        ),
+        ({"test_fraction": 1.0}, ValueError, "test_fraction: got 1.0, expected at least 0 and less than 1"),
+        ({"in_frames": 21}, ValueError, "in_frames: got 21, expected at most frames = 20"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
