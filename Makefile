@@ -83,5 +83,5 @@ $(VENV)/.for-demo: $(WITH_CUDA) $(PACKAGE)
 $(VENV)/.for-test: $(WITH_CUDA) $(PACKAGE)
 	@echo 'Compiling stc_cuda into $(VENV), with the tools for its tests'
 	@$(PIP) install --no-build-isolation -e '.[demo,test,dev]'
-	@$(PIP) install --no-deps spikingjelly==2.0.0 # its dependencies would replace torch
+	@$(PIP) install --no-deps spikingjelly==2.0.0 lpips==0.1.4 # their dependencies would replace torch
 	@touch $(VENV)/.for-demo $@

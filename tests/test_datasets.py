@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gzip
 import pickle
-import struct
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from published_files import ACTIONS, idx_bytes, kth_video, moving_mnist, save_taxis, taxi_arrays, write_video
 from torch import Tensor
 
 from stc_cuda.data import (
@@ -52,18 +50,9 @@ def check_interface(data: VideoDataset, name: str, frame_shape: tuple[int, int, 
 # --- Moving MNIST ---------------------------------------------------------------------------------------------------
 
 
-def idx_bytes(images: np.ndarray) -> bytes:
-    return struct.pack(">IIII", 0x803, *images.shape) + images.tobytes()
-
-
 @pytest.fixture
 def mnist_root(tmp_path: Path) -> Path:
-    """A data root with MNIST's training images (40 flat ones, each of a shade of its own) and the test sequences."""
-    folder = tmp_path / "moving_mnist"
-    folder.mkdir()
-    images = np.repeat(np.arange(101, 141, dtype=np.uint8), 28 * 28).reshape(40, 28, 28)
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
-    np.save(folder / "mnist_test_seq.npy", RNG.integers(0, 256, (20, 7, 64, 64), dtype=np.uint8))
+    moving_mnist(tmp_path)
     return tmp_path
 
 
@@ -167,20 +156,6 @@ def test_moving_mnist_errors(mnist_root: Path, tmp_path: Path) -> None:
 # --- TaxiBJ ---------------------------------------------------------------------------------------------------------
 
 
-def taxi_arrays(train: int = 30, test: int = 4) -> dict[str, np.ndarray]:
-    """The archive's arrays; each value of training sequence n tells which half hour it is: n + frame."""
-    hours = np.arange(train)[:, None] + np.arange(8)
-    flows = np.broadcast_to((hours / 100 * 2 - 1)[:, :, None, None, None], (train, 8, 2, 6, 5)).astype(np.float32)
-    tests = RNG.uniform(-1, 1.1, (test, 8, 2, 6, 5)).astype(np.float32)
-    return {"X_train": flows[:, :4], "Y_train": flows[:, 4:], "X_test": tests[:, :4], "Y_test": tests[:, 4:]}
-
-
-def save_taxis(root: Path, arrays: dict[str, np.ndarray]) -> Path:
-    (root / "taxibj").mkdir(exist_ok=True)
-    np.savez(root / "taxibj" / "dataset.npz", **arrays)
-    return root / "taxibj" / "dataset.npz"
-
-
 FOUR: dict[str, Any] = {"in_frames": 4, "out_frames": 4}
 
 
@@ -263,19 +238,6 @@ def test_taxibj_missing_or_damaged(tmp_path: Path) -> None:
 
 
 # --- KTH ------------------------------------------------------------------------------------------------------------
-
-ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
-
-
-def kth_video(root: Path, action: str, person: int, numbers: Sequence[int], size: tuple[int, int] = (12, 16)) -> Path:
-    """Frames that are as bright as their number is high."""
-    folder = root / "kth" / action / f"person{person:02d}_{action}_d1_uncomp"
-    folder.mkdir(parents=True)
-    for number in numbers:
-        pixels = np.full((*size, 3), number, dtype=np.uint8)
-        pixels[..., 1:] = 0  # only the first channel counts
-        imageio.imwrite(folder / f"image_{number:04d}.png", pixels)
-    return folder
 
 
 @pytest.fixture
@@ -402,8 +364,10 @@ def test_array_files_in_a_folder(tmp_path: Path) -> None:
 
 def test_arrays_in_memory_and_resized() -> None:
     frames = RNG.random((4, 5, 1, 8, 8))
-    for given in (frames, torch.from_numpy(frames), frames.astype(np.float32)):
+    for given in (frames, torch.from_numpy(frames), frames.astype(np.float32), frames.astype(">f4")):
         data = ArrayVideos(given, "train", 2, 3, test_fraction=0, validation_fraction=0)
+        np.testing.assert_allclose(everything(data).numpy(), frames, rtol=1e-6)
+        data[0].zero_()  # a copy
         np.testing.assert_allclose(everything(data).numpy(), frames, rtol=1e-6)
     half = ArrayVideos(np.full((4, 5, 3, 8, 8), 51, np.uint8), "train", 2, 3, frame_size=(4, 6))
     check_interface(half, "array", (3, 4, 6))
@@ -448,19 +412,6 @@ def test_bad_array_files(tmp_path: Path) -> None:
 
 
 # --- videos ---------------------------------------------------------------------------------------------------------
-
-
-def write_video(path: Path, shades: Sequence[int], size: tuple[int, int] = (16, 24)) -> None:
-    """A lossless video of flat frames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10, options={"slices": "4"})
-        stream.height, stream.width = size
-        stream.pix_fmt = "gray"
-        for shade in shades:
-            frame = av.VideoFrame.from_ndarray(np.full(size, shade, np.uint8), format="gray")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def test_videos_of_a_folder(tmp_path: Path) -> None:
@@ -522,6 +473,10 @@ def test_video_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         VideoFolder(clips, **{**whole, "in_frames": 3})
     write_video(clips / "b.mkv", range(5), size=(16, 16))
     with pytest.raises(ValueError, match=r"b\.mkv: got frames of 16 x 16 pixels, expected 16 x 24 as in .*a\.mkv"):
+        VideoFolder(clips, **whole)
+    write_video(clips / "b.mkv", range(40))
+    (clips / "b.mkv").write_bytes((clips / "b.mkv").read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match=r"b\.mkv ends after \d+ frames, \d\.\d of 4.0 s: it may be cut short"):
         VideoFolder(clips, **whole)
     (clips / "b.mkv").write_bytes(b"no video at all")
     cache = tmp_path / "cache"

@@ -8,17 +8,35 @@ import sys
 from pathlib import Path
 
 import pytest
+from published_files import ACTIONS, kth_video, moving_mnist, save_taxis, taxi_arrays, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/neurons.md"])
-def test_snippets_run(page: str) -> None:
+@pytest.fixture
+def folder_with_data(tmp_path: Path) -> Path:
+    """A place where ``data`` has a little of each data set."""
+    data = tmp_path / "data"
+    data.mkdir()
+    moving_mnist(data)
+    save_taxis(data, taxi_arrays())
+    for action in ACTIONS:
+        for person in (1, 17):
+            kth_video(data, action, person, range(1, 31))
+    for clip in range(4):
+        write_video(data / "clips" / f"{clip}.mkv", range(40))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/neurons.md", "docs/data.md"])
+def test_snippets_run(page: str, folder_with_data: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks
     each = "\n".join(f"exec({block!r}, {{'__name__': '__main__'}})" for block in blocks)
-    done = subprocess.run([sys.executable, "-c", each], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", each], cwd=folder_with_data, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -156,9 +156,9 @@ def thin(count: int, length: int | None) -> Indices:
 
 
 def as_float(frames: Array) -> Tensor:
-    """float32 in [0, 1] of uint8 (0 to 255) or floating frames."""
-    scaled = torch.from_numpy(np.ascontiguousarray(frames)).to(torch.float32)
-    return scaled / 255 if frames.dtype == np.uint8 else scaled
+    """float32 in [0, 1] of uint8 (0 to 255) or floating frames, a copy."""
+    values = torch.from_numpy(np.array(frames, dtype=np.float32))
+    return values / 255 if frames.dtype == np.uint8 else values
 
 
 def check_values(sequence: Array, where: str, low: float, high: float, first_frame: int = 0) -> None:
@@ -181,10 +181,10 @@ def check_values(sequence: Array, where: str, low: float, high: float, first_fra
 
 
 def resize(frames: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Bilinear, pixel centres aligned; without ``antialias`` as OpenCV does by default, and with it OpenSTL for KTH."""
+    """Bilinear, in [0, 1]. Without ``antialias`` it is what OpenCV does by default, and so what OpenSTL does to KTH."""
     if tuple(frames.shape[-2:]) == size:
         return frames
-    return F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+    return F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=antialias).clamp(0, 1)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

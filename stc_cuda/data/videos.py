@@ -34,6 +34,8 @@ SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".o
 LAYOUT = (
     f"video files ({', '.join(SUFFIXES)}) at any depth, or folders train, test and, if you have it, validation of them"
 )
+# The part of its duration that a video must show; sound may go on a little longer.
+_WHOLE = 0.9
 _CACHE_LAYOUT = "decoded frames uint8 [T, C, H, W]"
 
 _log = logging.getLogger("stc_cuda")
@@ -71,7 +73,7 @@ class VideoFolder(VideoDataset):
         ImportError: PyAV is not installed.
 
     Warns:
-        UserWarning: some videos are too short for a window, and are left out.
+        UserWarning: some videos are too short for a window, and are left out; or one ends before its time.
     """
 
     name = "videos"
@@ -215,12 +217,19 @@ def _decode(file: Path, size: tuple[int, int] | None, frame_step: int, grayscale
             for number, frame in enumerate(container.decode(video=0)):
                 if number % frame_step == 0:
                     frames.append(frame.to_ndarray(format="gray" if grayscale else "rgb24", **scale))
+            rate, duration = container.streams.video[0].average_rate, container.duration
     except (av.FFmpegError, ValueError, OSError) as error:
         raise ValueError(
             f"{file} could not be decoded after {number + 1} frames: {error}; it may be cut short or be no video"
         ) from error
     if not frames:
         raise ValueError(f"{file} has no frame, expected a video")
+    shown, promised = (number + 1) / rate if rate else 0, (duration or 0) / av.time_base
+    if rate and shown < _WHOLE * promised:
+        warnings.warn(
+            f"{file} ends after {number + 1} frames, {float(shown):.1f} of {promised:.1f} s: it may be cut short",
+            stacklevel=2,
+        )
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{file} changes its frame size, expected one size; pass frame_size to resize all")
     stacked = np.stack(frames)
