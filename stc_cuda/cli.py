@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_explained(error: Exception) -> bool:
     """Whether the message is meant for the user; anything else is a defect and keeps its traceback."""
-    if isinstance(error, (FileNotFoundError, ImportError)):
+    if isinstance(error, (OSError, ImportError)):
         return True
     try:
         from .train import CheckpointError, ConfigError, NonFiniteError

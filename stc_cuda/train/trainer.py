@@ -134,10 +134,7 @@ class Trainer:
     def _prepare_folder(self) -> None:
         for part in self.folder.glob("**/*.part"):  # of a process that was killed while it wrote
             part.unlink()
-        try:
-            write_atomically(self.folder / CONFIG_FILE, self.config.to_yaml().encode())
-        except OSError as error:
-            raise CheckpointError(f"{self.folder}: the run folder cannot be written to: {error}") from error
+        write_atomically(self.folder / CONFIG_FILE, self.config.to_yaml().encode())
 
     def _epoch(self, bar: Any, events: Any) -> bool:
         """Trains to the end of the epoch; whether it was asked to stop."""
@@ -156,6 +153,7 @@ class Trainer:
             drop_last=True,
             pin_memory=p.device.type == "cuda",
         )
+        loader.worker_init_fn = _ignore_interrupts
         batches = iter(loader)
         self.model.train()
         for _ in range(done, self.steps_per_epoch):
@@ -369,6 +367,10 @@ class Trainer:
         if self.processes.is_first:
             try:
                 work()
+            except OSError as error:
+                last = self.folder / checkpoints.STATE.format("last")
+                kept = f"; the last checkpoint is intact: {last}" if last.exists() else ""
+                failure = CheckpointError(f"{self.folder}: cannot be written to ({error}){kept}")
             except Exception as error:
                 failure = error
         failure = self.processes.broadcast(failure)
@@ -419,3 +421,8 @@ class Trainer:
 
         with SummaryWriter(str(self.folder / EVENTS), purge_step=self.step) as events:
             yield events
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the processes that load data, too; they are needed to the end of the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
