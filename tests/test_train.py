@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from published_files import ACTIONS, kth_video, moving_mnist, save_taxis, taxi_arrays
 from train_runs import BATCH, IN, OUT, SIDE, STEPS_PER_EPOCH, differences, history_of, state_of, train, write_config
 
 import stc_cuda
@@ -468,6 +469,24 @@ def test_presets_are_the_authors(name: str) -> None:
     assert rates == pytest.approx([1e-5, 1e-5, 5.05e-4, cosine, 5.05e-4, 1e-5])
     sampling = preset.sampling.schedule()
     assert [sampling.probability(i) for i in (0, 25_000, 50_000)] == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_train_on_the_published_files(name: str, tmp_path: Path) -> None:
+    """A narrow model and files of the published layout with a few made-up sequences."""
+    moving_mnist(tmp_path)
+    save_taxis(tmp_path, taxi_arrays())
+    for action in ACTIONS:
+        for person in (1, 16, 17):  # to train, to validate, to test
+            kth_video(tmp_path, action, person, range(1, 31))
+    run = str(tmp_path / "run")
+    small = ("model.hidden=[16]", "model.groups=2", "data.train_length=2", "data.validation_length=1")
+    changes = [text for change in (*small, "training.tensorboard=false") for text in ("--set", change)]
+    options = ["--data-root", str(tmp_path), "--epochs", "1", "--batch-size", "2", "--workers", "0", *changes]
+    assert main(["train", name, "--out", run, *options]) == 0
+    assert imageio.imread(tmp_path / "run" / "pictures" / "epoch_0001.gif").shape[0] == sum(PAPER[name][0])
+    assert main(["eval", run, "--set", "data.test_length=1"]) == 0
+    assert json.loads((tmp_path / "run" / "eval_test.json").read_text())["sequences"] == 1
 
 
 def test_the_learning_rate_of_larger_batches() -> None:

@@ -17,6 +17,8 @@ from .processes import Processes
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+_SSIM_PIXELS = 7  # the side of its window
+
 
 def parameter_dtype(precision: str) -> torch.dtype:
     """Of parameters and frames: autocast, not the model, is what is 16-bit."""
@@ -51,7 +53,7 @@ def evaluate(
         dataset: the sequences.
         config: of the run.
         processes: this process among all.
-        names: metrics.
+        names: metrics; those of frames too small for them are left out.
         baselines: also of the last given frame repeated, and of all zeros.
         progress: is told how many sequences were done since the last time.
 
@@ -60,6 +62,8 @@ def evaluate(
         ``"all zeros"`` if there are baselines.
     """
     contestants = ["prediction", *(["copy last", "all zeros"] if baselines else [])]
+    if min(dataset.frame_shape[1:]) < _SSIM_PIXELS:
+        names = [name for name in names if not name.startswith("ssim")]
     scores = {contestant: metrics.VideoMetrics(config.data.out_frames, names) for contestant in contestants}
     loader = make_loader(
         dataset,
