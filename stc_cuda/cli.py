@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -46,6 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"stc-cuda: error: {error}", file=sys.stderr)
         return 1
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """:func:`main` as a program: ends the process with its exit status."""
+    status = main(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DDP keeps gloo's threads alive after the process group is destroyed. Now and then the interpreter's end meets
+        # them at work, which aborts the process and makes torchrun call a finished run a failure.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _is_explained(error: Exception) -> bool:

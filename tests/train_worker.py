@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from stc_cuda.cli import main
+from stc_cuda import cli
 from stc_cuda.models import SpikingPredictor
 from stc_cuda.train import Trainer
 
@@ -68,10 +68,10 @@ def fully_sharded() -> None:
     dist.destroy_process_group()
 
 
-def run(mode: str, folder: Path, arguments: list[str]) -> int:
+def run(mode: str, folder: Path, arguments: list[str]) -> None:
     if mode == "sharded":
         fully_sharded()
-        return 0
+        return
     if mode == "gradients":
         record_gradients(folder)
     elif mode == "kill":
@@ -80,8 +80,8 @@ def run(mode: str, folder: Path, arguments: list[str]) -> int:
         at_step(2, lambda trainer: signal.raise_signal(signal.SIGTERM))
     elif mode == "poison":
         at_step(2, lambda trainer: trainer.model.get_parameter("cell_list.1.conv_x.0.weight").data.fill_(3e38))
-    return main(arguments)
+    cli.run(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))
+    run(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
