@@ -6,6 +6,7 @@ VENV ?= .venv
 CMAKE_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+TRAIN_ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -18,10 +19,11 @@ WITH_CUDA := $(VENV)/.cuda-$(CUDA_WISH)
 PACKAGE := setup.py build_cuda.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
 CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test lint ctest emulate bench format clean
+.PHONY: help demo train test lint ctest emulate bench format clean
 
 help:
 	@echo 'make demo    train a small video predictor on the CPU and draw what it predicts (demo_out/)'
+	@echo 'make train   train a small predictor on digits by the command stc-cuda (runs/digits); TRAIN_ARGS are its options'
 	@echo 'make test    lint, C++ tests, Python tests'
 	@echo 'make lint    ruff, mypy, clang-format'
 	@echo 'make emulate run the CUDA kernels on the CPU, no GPU needed: a part of make test'
@@ -31,6 +33,9 @@ help:
 
 demo: $(VENV)/.for-demo
 	@GOMP_SPINCOUNT=20000 $(BIN)/python -m stc_cuda.demo # threads that wait leave the cores to others soon
+
+train: $(VENV)/.for-train
+	@GOMP_SPINCOUNT=20000 $(BIN)/stc-cuda train digits $(TRAIN_ARGS)
 
 bench: $(VENV)/.for-demo
 	@$(BIN)/python -m bench $(BENCH_ARGS)
@@ -80,8 +85,13 @@ $(VENV)/.for-demo: $(WITH_CUDA) $(PACKAGE)
 	@$(PIP) install --no-build-isolation -e '.[demo]'
 	@touch $@
 
+$(VENV)/.for-train: $(WITH_CUDA) $(PACKAGE)
+	@echo 'Compiling stc_cuda into $(VENV), with what training needs'
+	@$(PIP) install --no-build-isolation -e '.[train]'
+	@touch $(VENV)/.for-demo $@
+
 $(VENV)/.for-test: $(WITH_CUDA) $(PACKAGE)
 	@echo 'Compiling stc_cuda into $(VENV), with the tools for its tests'
 	@$(PIP) install --no-build-isolation -e '.[demo,test,dev]'
 	@$(PIP) install --no-deps spikingjelly==2.0.0 lpips==0.1.4 # their dependencies would replace torch
-	@touch $(VENV)/.for-demo $@
+	@touch $(VENV)/.for-demo $(VENV)/.for-train $@

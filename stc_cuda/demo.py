@@ -10,7 +10,6 @@ import argparse
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from . import metrics, reference
 from ._build import build_info
+from ._files import write_atomically
 from .data import MovingMNIST
 from .functional import stc_lif
 from .models import SpikingPredictor, frames_to_patches
@@ -259,14 +259,6 @@ def cost_table(costs: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes ``path`` whole or not at all, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; see ``--help``."""
 
@@ -379,11 +371,11 @@ def main(argv: Sequence[str] | None = None, recipe: Recipe | None = None) -> int
     torch.save(model.state_dict(), weights)
     out: Path = arguments.out
     for name, data in pictures.items():
-        write(out / name, data)
+        write_atomically(out / name, data)
         if arguments.readme is not None:
-            write(arguments.readme / f"demo_{name}", data)
-    write(out / "checkpoint.pth", weights.getvalue())
-    write(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+            write_atomically(arguments.readme / f"demo_{name}", data)
+    write_atomically(out / "checkpoint.pth", weights.getvalue())
+    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     print(f"\nWritten to {out}: {', '.join(pictures)}, checkpoint.pth, results.json")
     return 0
 

@@ -122,19 +122,6 @@ def test_evaluation_of_known_videos() -> None:
     assert len(demo.metrics_table(table).splitlines()) == 4
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a" / "file"
-    demo.write(path, b"old")
-
-    def broken(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_bytes", broken)
-    with pytest.raises(OSError, match="disk full"):
-        demo.write(path, b"new")
-    assert path.read_bytes() == b"old"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -100,6 +100,9 @@ class SpikingPredictor(nn.Module):
                 seen only through ``teacher_mask``.
             teacher_mask: ``[N, T_out - 1]``, bool or a number in [0, 1] per sample and step after ``T_in``: the
                 network sees ``mask * true + (1 - mask) * prediction``. ``None`` shows no true frame (as zeros would).
+                ``[N, T_in + T_out - 2]`` says it of every step after the first, so that given frames can be hidden
+                (reverse scheduled sampling); slower, because a frame that may be hidden waits for its prediction.
+                :mod:`stc_cuda.models.sampling` makes both.
 
         Returns:
             Predictions ``[N, T_in + T_out - 1, C, H, W]`` of the frames 2 to ``T_in + T_out``, not clipped.
@@ -112,9 +115,13 @@ class SpikingPredictor(nn.Module):
         self._check_frames(frames, given + self.out_frames, "T_in + T_out")
         if teacher_mask is not None:
             self._check_mask(teacher_mask, frames)
+            if teacher_mask.shape[1] > self.out_frames - 1:
+                given = 1 + _leading_ones(teacher_mask)
+                teacher_mask = teacher_mask[:, given - 1 :]
             teacher_mask = teacher_mask.to(frames.dtype)
         patches = frames_to_patches(frames, self.patch_size).transpose(0, 1)
-        predictions = self._unroll(patches[:given], self.out_frames - 1, patches[given:], teacher_mask)
+        own_steps = frames.shape[1] - 1 - given
+        predictions = self._unroll(patches[:given], own_steps, patches[given:], teacher_mask)
         return patches_to_frames(predictions.transpose(0, 1), self.patch_size)
 
     @torch.no_grad()
@@ -159,10 +166,10 @@ class SpikingPredictor(nn.Module):
     def _unroll(
         self, given: Tensor, own_steps: int, true: Tensor | None = None, teacher_mask: Tensor | None = None
     ) -> Tensor:
-        """Predictions ``[T_in + own_steps, N, ...]`` from the given patches ``[T_in, N, ...]``."""
+        """Predictions ``[T + own_steps, N, ...]`` from the patches shown at first ``[T, N, ...]``."""
         self.reset()
         try:
-            # The given frames wait for no prediction, so each layer takes them as one sequence.
+            # These frames wait for no prediction, so each layer takes them as one sequence.
             predictions = [self._advance(given)]
             for step in range(own_steps):
                 shown = predictions[-1][-1:]
@@ -211,13 +218,22 @@ class SpikingPredictor(nn.Module):
             raise TypeError(f"teacher_mask: got {type(mask).__name__}, expected a tensor [N, T_out - 1] or None")
         if mask.is_complex():
             raise TypeError(f"teacher_mask: got dtype {mask.dtype}, expected bool or numbers in [0, 1]")
-        shape = (frames.shape[0], self.out_frames - 1)
-        if tuple(mask.shape) != shape:
-            raise ValueError(f"teacher_mask: got shape {list(mask.shape)}, expected {list(shape)} = [N, T_out - 1]")
+        samples, steps = frames.shape[0], self.out_frames - 1
+        every = frames.shape[1] - 2
+        if tuple(mask.shape) not in ((samples, steps), (samples, every)):
+            raise ValueError(
+                f"teacher_mask: got shape {list(mask.shape)}, expected {[samples, steps]} = [N, T_out - 1], or "
+                f"{[samples, every]} = [N, T_in + T_out - 2] to hide given frames, too"
+            )
         if mask.device != frames.device:
             raise ValueError(f"teacher_mask: got device {mask.device}, expected {frames.device}, the device of frames")
         if not bool(((mask >= 0) & (mask <= 1)).all()):
             raise ValueError("teacher_mask: got values outside [0, 1], expected bool or numbers in [0, 1]")
+
+
+def _leading_ones(mask: Tensor) -> int:
+    """Steps from the first on at which every sample is shown the true frame."""
+    return int((mask == 1).all(0).long().cumprod(0).sum())
 
 
 def _layer_class(neuron: object) -> type[NeuronLayer]:
