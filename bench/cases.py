@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,7 +105,8 @@ def sweep_cases(device: str, names: list[str]) -> Iterator[Case]:
         else:
             field, values = sizes[name]
             for value in values:
-                yield Case("sweep", name, replace(base, **{field: value}), value=value)
+                changed: dict[str, Any] = {field: value}
+                yield Case("sweep", name, replace(base, **changed), value=value)
 
 
 def compiled_cases(device: str) -> Iterator[Case]:

@@ -11,7 +11,7 @@ import torch
 
 from stc_cuda.profiling import Timing, median_ratio, saved_bytes
 
-from .cases import BACKWARD, FORWARD, RATES, ROLLOUT, TRAINING, Case, Layer, make_inputs
+from .cases import FORWARD, RATES, ROLLOUT, TRAINING, Case, Layer, make_inputs
 from .contestants import (
     CIRCUITS,
     COMPILE_SECONDS,
@@ -147,7 +147,7 @@ def measure(
 ) -> Iterator[Row]:
     """Rows of a case; an error of a contestant is a row, and one of the case is a row of every pass."""
     layer = case.layer
-    about = {
+    about: dict[str, Any] = {
         "section": case.section,
         "case": case.name,
         "value": case.value,
@@ -169,9 +169,12 @@ def measure(
         work = neuron_work(layer, what) if case.section == "neurons" else circuit_work(layer, what)
         contestants = {name: c for name, c in problem.contestants.items() if takes_part(c, what)}
         prepared = {name: preparation(c, what, problem.leaves) for name, c in contestants.items()}
-        timings, errors = race(
-            prepared, effort.rounds, device, deadline, budget=effort.seconds, start_limits=COMPILE_SECONDS
-        )
+        try:
+            timings, errors = race(
+                prepared, effort.rounds, device, deadline, budget=effort.seconds, start_limits=COMPILE_SECONDS
+            )
+        except Exception as error:  # the device is lost, say
+            timings, errors = {}, dict.fromkeys(prepared, said(error))
         for name, contestant in contestants.items():
             row: dict[str, Any] = {"error": errors.get(name)}
             if name in timings:
@@ -183,6 +186,3 @@ def measure(
             yield Row(**about, firing_rate=rate, what=what, contestant=name, **row)
         for leaf in problem.leaves:
             leaf.grad = None
-        del prepared
-        if what.startswith(BACKWARD) and device.type == "cuda":
-            torch.cuda.empty_cache()
