@@ -128,12 +128,17 @@ def write(results: report.Results, options: argparse.Namespace) -> None:
         for path in report.draw(results, options.plots):
             print(f"drew {path}")
     if options.readme:
-        for document, path in report.DOCUMENTS.items():
-            report.rewrite(path, report.block(results, document))
+        for path in report.rewrite_documents(results):
             print(f"rewrote the tables of {path}")
 
 
-def _check_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _check_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace, device: str) -> None:
+    """Before any work."""
+    if options.readme:
+        try:
+            report.check_markers(device)
+        except ValueError as error:
+            parser.error(f"--readme: {error}")
     if options.plots and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plots: needs matplotlib; pip install matplotlib, or leave it out")
 
@@ -141,7 +146,7 @@ def _check_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace)
 def run_bench(arguments: list[str]) -> None:
     parser = bench_parser()
     options = parser.parse_args(arguments)
-    _check_outputs(parser, options)
+    _check_outputs(parser, options, options.device)
     if options.device == "cuda":
         if not torch.cuda.is_available():
             parser.error(f"--device cuda: torch {torch.__version__} sees no GPU; expected a machine that has one")
@@ -184,11 +189,11 @@ def run_bench(arguments: list[str]) -> None:
 def run_report(arguments: list[str]) -> None:
     parser = report_parser()
     options = parser.parse_args(arguments)
-    _check_outputs(parser, options)
     try:
         results = report.merged([report.Results.from_json(path) for path in options.files])
     except ValueError as error:
         parser.error(str(error))
+    _check_outputs(parser, options, results.about["device"])
     print(f"{report.about_in_words(results)}.\n\n{report.short_table(results)}\n{report.memory_line(results)}")
     write(results, options)
 

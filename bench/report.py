@@ -18,7 +18,6 @@ from .limits import Ceilings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {"readme": ROOT / "README.md", "docs": ROOT / "docs" / "performance.md"}
-BEGIN, END = "<!-- bench:begin -->\n", "<!-- bench:end -->\n"
 PLOTTED = {"T": "time steps", "N": "samples", "C": "channels", "map": "rows and columns of the map"}
 
 
@@ -191,17 +190,35 @@ def block(results: Results, document: str) -> str:
     return f"{about_in_words(results)}.\n{full_tables(results)}"
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Puts a text between the markers.
+def _parts(path: Path, device: str) -> tuple[str, str]:
+    begin, end = (f"<!-- bench:{device}:{where} -->\n" for where in ("begin", "end"))
+    whole = path.read_text()
+    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
+        raise ValueError(f"{path}: expected one line {begin.strip()} and after it one line {end.strip()}")
+    before, rest = whole.split(begin)
+    return before + begin, end + rest.split(end)[1]
+
+
+def check_markers(device: str) -> None:
+    """Raises ValueError where a document has no place for the tables of this device."""
+    for path in DOCUMENTS.values():
+        _parts(path, device)
+
+
+def rewrite(path: Path, device: str, text: str) -> None:
+    """Puts a text between the markers of a device.
 
     Raises:
-        ValueError: the file has no markers, or more than one pair.
+        ValueError: the file has no such markers, or more than one pair.
     """
-    whole = path.read_text()
-    if whole.count(BEGIN) != 1 or whole.count(END) != 1 or whole.index(BEGIN) > whole.index(END):
-        raise ValueError(f"{path}: expected one line {BEGIN.strip()} and after it one line {END.strip()}")
-    before, rest = whole.split(BEGIN)
-    write_whole(path, f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}")
+    before, after = _parts(path, device)
+    write_whole(path, before + text + after)
+
+
+def rewrite_documents(results: Results) -> list[Path]:
+    for document, path in DOCUMENTS.items():
+        rewrite(path, results.about["device"], block(results, document))
+    return list(DOCUMENTS.values())
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
