@@ -90,7 +90,7 @@ def bench_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rivals", nargs="+", choices=(*RIVAL_KEYS, NONE), default=list(RIVAL_KEYS), help="beside this library"
     )
-    parser.add_argument("--rounds", type=positive, default=9, help="timed rounds of each, at most (default 9)")
+    parser.add_argument("--rounds", type=positive, default=15, help="timed rounds of each, at most (default 15)")
     parser.add_argument(
         "--seconds",
         type=positive,
