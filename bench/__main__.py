@@ -40,7 +40,7 @@ from .timing import Deadline
 NONE = "none"
 SECONDS = {"cpu": 540.0, "cuda": 130.0}
 GRACE = 8.0  # seconds after the deadline until the process is ended
-FOR_COMPILING = 60.0  # of them, which nothing else gets
+FOR_COMPILING = 0.4, 60.0  # the part of them, and the most of it, that nothing else gets
 # Of one pass, by device and section.
 EFFORT = {
     "cpu": {"layers": 8.0, "sweep": 2.0, "compiled": 8.0, "neurons": 2.0},
@@ -168,7 +168,8 @@ def run_bench(arguments: list[str]) -> None:
     print("Medians of interleaved rounds; bytes per neuron and step.")
     wanted = {RIVAL_KEYS[key] for key in options.rivals if key != NONE}
     planned = list(cases(options))
-    reserve = FOR_COMPILING if any(case.section == "compiled" for case in planned) else 0.0
+    part, most = FOR_COMPILING
+    reserve = min(part * seconds, most) if any(case.section == "compiled" for case in planned) else 0.0
     before_compiling = deadline.sooner(deadline.left - reserve)
     for case in planned:
         effort = Effort(options.rounds, EFFORT[options.device][case.section])

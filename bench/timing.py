@@ -82,6 +82,7 @@ class _Clock:
             run()
             return time.perf_counter() - start
         self.flush.zero_()  # none of the inputs is left in the second-level cache
+        torch.cuda.synchronize()  # every run starts on an idle device, whatever was prepared
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         run()
