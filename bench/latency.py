@@ -25,7 +25,7 @@ from .contestants import (
     takes_part,
 )
 from .limits import Ceilings, Work, circuit_work, neuron_work
-from .timing import Deadline, peak_bytes, race, said
+from .timing import Deadline, OverTimeError, peak_bytes, race, said
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,8 @@ def measure(
         "size": layer.size,
     }
     try:
+        if deadline.left <= 0:  # before any work, so that a list of cases ends soon
+            raise OverTimeError("no time left")
         problem = make_problem(case, device, wanted)
         with torch.no_grad():
             rate = float(problem.contestants[OURS].call(True).float().mean())

@@ -52,7 +52,7 @@ def at_most(seconds: float, what: str) -> Iterator[None]:
         raise OverTimeError(f"{what}: stopped after {seconds:.0f} s")
 
     if seconds <= 0:
-        raise OverTimeError(f"{what}: no time left")
+        raise ValueError(f"seconds: got {seconds}, expected a number above 0")
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -118,6 +118,9 @@ def race(
     running: dict[str, Prepare] = {}
     # a first run compiles and chooses algorithms, a second one fills caches: both are untimed
     for name, prepare in contestants.items():
+        if deadline.left <= 0:
+            errors[name] = "no time left"
+            continue
         limit = min((start_limits or {}).get(name, 30.0), deadline.left)
         try:
             with at_most(limit, name):
@@ -145,7 +148,7 @@ def race(
                 _recover(device)
     timings = {name: Timing(tuple(seconds[name])) for name in running if len(seconds[name]) >= FEWEST_ROUNDS}
     for name in running.keys() - timings.keys():
-        errors[name] = f"{name}: no time left"
+        errors[name] = "no time left"
     return timings, errors
 
 
