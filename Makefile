@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 CMAKE_ARGS ?=
 PYTEST_ARGS ?= -n 2
-BENCH_ARGS ?=
+BENCH_ARGS ?= --readme
 TRAIN_ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
@@ -19,7 +19,7 @@ WITH_CUDA := $(VENV)/.cuda-$(CUDA_WISH)
 PACKAGE := setup.py build_cuda.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
 CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo train test lint ctest emulate bench format clean
+.PHONY: help demo train test lint ctest emulate bench bench-compare bench-baseline format clean
 
 help:
 	@echo 'make demo    train a small video predictor on the CPU and draw what it predicts (demo_out/)'
@@ -27,7 +27,8 @@ help:
 	@echo 'make test    lint, C++ tests, Python tests'
 	@echo 'make lint    ruff, mypy, clang-format'
 	@echo 'make emulate run the CUDA kernels on the CPU, no GPU needed: a part of make test'
-	@echo 'make bench   time the compiled kernels beside the reference'
+	@echo 'make bench   time the kernels beside their rivals, and rewrite the tables (ten minutes)'
+	@echo 'make bench-compare   name what got slower by a tenth since make bench-baseline'
 	@echo 'make format  apply ruff and clang-format'
 	@echo 'make clean   remove what was built, except the virtual environment'
 
@@ -38,7 +39,14 @@ train: $(VENV)/.for-train
 	@GOMP_SPINCOUNT=20000 $(BIN)/stc-cuda train digits $(TRAIN_ARGS)
 
 bench: $(VENV)/.for-demo
-	@$(BIN)/python -m bench $(BENCH_ARGS)
+	@mkdir -p build/bench
+	@$(BIN)/python -m bench --json build/bench/bench.json --csv build/bench/bench.csv --plots build/bench $(BENCH_ARGS)
+
+bench-compare: $(VENV)/.for-test
+	@$(BIN)/python -m pytest bench/test_speed.py --benchmark-storage=bench/baseline --benchmark-compare --benchmark-compare-fail=median:10%
+
+bench-baseline: $(VENV)/.for-test
+	@$(BIN)/python -m pytest bench/test_speed.py --benchmark-storage=bench/baseline --benchmark-save=baseline
 
 test: lint ctest
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

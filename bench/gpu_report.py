@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import environment
+from .files import write_whole
 
 SHOWN = 60  # lines of a failed step's log that go to the terminal
 
@@ -26,12 +27,6 @@ def read_steps(logs: Path) -> list[dict[str, Any]]:
 def log_of(logs: Path, name: str) -> str:
     path = logs / f"{name}.log"
     return path.read_text(errors="replace") if path.exists() else ""
-
-
-def write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def main() -> None:

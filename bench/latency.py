@@ -1,63 +1,90 @@
-"""Compiled kernels against the eager reference, interleaved in one process."""
+"""Rows of figures: every contestant of a case, pass by pass, beside this library and beside the machine's limits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-import stc_cuda
-from stc_cuda import reference
-from stc_cuda.profiling import Timing, interleave, median_ratio, saved_bytes
+from stc_cuda.profiling import Timing, median_ratio, saved_bytes
 
-from .cases import Inputs, Layer, make_inputs
-
-Neuron = Callable[..., tuple[Tensor, ...]]
-CONTESTANTS: dict[str, Neuron] = {"reference": reference.stc_lif, "ours": stc_cuda.stc_lif}
-PASSES = ("forward", "forward+backward detached", "forward+backward attached")
+from .cases import FORWARD, RATES, ROLLOUT, TRAINING, Case, Layer, make_inputs
+from .contestants import (
+    CIRCUITS,
+    COMPILE_SECONDS,
+    EAGER,
+    OURS,
+    Contestant,
+    Problem,
+    call_circuit,
+    make_problem,
+    preparation,
+    takes_part,
+)
+from .limits import Ceilings, Work, circuit_work, neuron_work
+from .timing import Deadline, OverTimeError, peak_bytes, race, said
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; milliseconds per sample and step."""
+    """One contestant in one pass.
 
+    Attributes:
+        ratio: how many times faster this library is: the median of the ratios of the rounds.
+        ms: of the whole call, median.
+        ms_per_step: per sample and step.
+        spread: half the interquartile range, in parts of the median.
+        bytes_per_s: of the least that the pass has to move, whatever this contestant moves.
+        flop_per_s: of the dense convolutions' operations, whatever this contestant does.
+        limit: the least time by the measured ceilings, in parts of the time taken. Above 1 where zeros are skipped or
+            caches serve.
+        limited_by: ``"memory"`` or ``"arithmetic"``.
+        saved_bytes: kept for backward, per neuron and step, parameters excluded.
+        peak_bytes: held at most beside the inputs, per neuron and step.
+        error: what it said instead of a time.
+    """
+
+    section: str
+    case: str
+    value: float | None
     layer: str
+    steps: int
+    samples: int
+    channels: int
+    size: int
     firing_rate: float
     what: str
-    reference_ms: float
-    ours_ms: float
-    ratio: float
-    spread: float
-    saved_bytes_reference: float | None = None
-    saved_bytes_ours: float | None = None
-    peak_bytes_reference: float | None = None  # of a whole call, beside its inputs; on a GPU
-    peak_bytes_ours: float | None = None
+    contestant: str
+    ratio: float | None = None
+    ms: float | None = None
+    ms_per_step: float | None = None
+    spread: float | None = None
+    rounds: int = 0
+    bytes_per_s: float | None = None
+    flop_per_s: float | None = None
+    limit: float | None = None
+    limited_by: str | None = None
+    saved_bytes: float | None = None
+    peak_bytes: float | None = None
+    error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def pass_of_case(self) -> tuple[str, str, float | None, float, str]:
+        return self.section, self.case, self.value, self.firing_rate, self.what
 
-def _call(neuron: Neuron, inputs: Inputs, gradient_detach: bool) -> tuple[Tensor, ...]:
-    return neuron(*inputs.args, groups=inputs.groups, gradient_detach=gradient_detach, **inputs.norms, **inputs.state)
 
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: timed rounds, and seconds for those of one pass."""
 
-def _runner(neuron: Neuron, inputs: Inputs, what: str) -> Callable[[], None]:
-    detach = what.endswith("detached")
-
-    def forward() -> None:
-        with torch.no_grad():
-            _call(neuron, inputs, detach)
-
-    def both() -> None:
-        inputs.requires_grad_(True)
-        spikes, _ = _call(neuron, inputs, detach)
-        spikes.backward(torch.ones_like(spikes))
-
-    return forward if what == "forward" else both
+    rounds: int
+    seconds: float
 
 
 def check_parity(device: torch.device) -> None:
@@ -70,15 +97,15 @@ def check_parity(device: torch.device) -> None:
     # Few neurons, so that none is likely to lie within float32's rounding of the threshold.
     checks = ((torch.float64, 32, 9, 1e-10), (torch.float32, 32, 16, 1e-4))
     for dtype, channels, size, tolerance in checks:
-        inputs = make_inputs(Layer(3, 2, channels, size, groups=2, carried=True), 0.0, 0.2, device, dtype)
+        layer = Layer(3, 2, channels, size, groups=2, carried=True)
+        inputs = make_inputs(layer, 0.0, 0.2, device, dtype)
         results = []
-        for neuron in CONTESTANTS.values():
-            inputs.requires_grad_(True)
-            spikes, v = _call(neuron, inputs, gradient_detach=False)
-            (spikes.sum() + (v * v).sum()).backward()
-            results.append((spikes.detach(), [x.grad for x in (inputs.args[0], *inputs.parameters)]))
+        for name in (EAGER, OURS):
+            spikes, v = call_circuit(CIRCUITS[name], inputs, gradient_detach=False)
+            wanted = [inputs.args[0], *inputs.parameters]
+            results.append((spikes.detach(), torch.autograd.grad(spikes.sum() + (v * v).sum(), wanted)))
         (spikes, grads), (our_spikes, our_grads) = results
-        worst = max(float((a - b).norm() / a.norm()) for a, b in zip(grads, our_grads, strict=True))  # type: ignore[operator,union-attr]
+        worst = max(float((a - b).norm() / a.norm()) for a, b in zip(grads, our_grads, strict=True))
         differ = int((spikes != our_spikes).sum())
         if differ or not worst < tolerance:
             raise RuntimeError(
@@ -87,69 +114,77 @@ def check_parity(device: torch.device) -> None:
             )
 
 
-def interleave_on_gpu(contestants: Mapping[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """``profiling.interleave`` with CUDA events, and with none of the inputs left in the second-level cache."""
-    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    flush = torch.empty(4 * max(cache, 2**20), dtype=torch.uint8, device="cuda")
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(warmup + rounds):
-        for name, run in contestants.items():
-            flush.zero_()
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            if turn >= warmup:
-                seconds[name].append(begin.elapsed_time(end) / 1e3)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+def figures(work: Work, layer: Layer, timing: Timing, ours: Timing | None, ceilings: Ceilings) -> dict[str, Any]:
+    """What follows from a contestant's seconds."""
+    seconds = timing.median
+    return {
+        "ratio": None if ours is None else median_ratio(timing, ours),
+        "ms": 1e3 * seconds,
+        "ms_per_step": 1e3 * seconds / (layer.steps * layer.samples),
+        "spread": timing.spread,
+        "rounds": len(timing.seconds),
+        "bytes_per_s": work.bytes / seconds,
+        "flop_per_s": work.flop / seconds,
+        "limit": ceilings.seconds(work) / seconds,
+        "limited_by": ceilings.limited_by(work),
+    }
 
 
-def peak_bytes(run: Callable[[], None]) -> int:
-    """The most bytes of GPU memory that ``run`` holds beside what there is before."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+def _memory(
+    contestant: Contestant, what: str, problem: Problem, layer: Layer, device: torch.device
+) -> dict[str, float | None]:
+    saved = peak = None
+    if contestant.eager and what.startswith(TRAINING):
+        detach = what != TRAINING
+        saved = saved_bytes(partial(contestant.call, detach), problem.parameters) / layer.neurons_and_steps
+    if not contestant.graph and what in (FORWARD, TRAINING, ROLLOUT):
+        peak = peak_bytes(preparation(contestant, what, problem.leaves), device) / layer.neurons_and_steps
+    return {"saved_bytes": saved, "peak_bytes": peak}
 
 
-def measure(layer: Layer, current_bias: float, firing_rate: float, rounds: int, device: torch.device) -> list[Row]:
-    """Rows for the three passes of one layer at one firing rate."""
-    inputs = make_inputs(layer, current_bias, firing_rate, device)
-    time = interleave_on_gpu if device.type == "cuda" else interleave
-    inputs.requires_grad_(False)
-    rate = float(_call(stc_cuda.stc_lif, inputs, gradient_detach=True)[0].mean())
-    rows = []
-    for what in PASSES:
-        inputs.requires_grad_(False)
-        runners = {name: _runner(f, inputs, what) for name, f in CONTESTANTS.items()}
-        timings = time(runners, rounds)
-        peak: dict[str, float | None] = dict.fromkeys(CONTESTANTS)
-        if device.type == "cuda":
-            peak |= {name: peak_bytes(run) / layer.neurons_and_steps for name, run in runners.items()}
-        saved: dict[str, float | None] = dict.fromkeys(CONTESTANTS)
-        if what != "forward":
-            inputs.requires_grad_(True)
-            detach = what.endswith("detached")
-            for name, neuron in CONTESTANTS.items():
-                kept = saved_bytes(partial(_call, neuron, inputs, detach), inputs.parameters)
-                saved[name] = kept / layer.neurons_and_steps
-        per_step = 1e3 / (layer.steps * layer.samples)
-        rows.append(
-            Row(
-                layer=str(layer),
-                firing_rate=rate,
-                what=what,
-                reference_ms=timings["reference"].median * per_step,
-                ours_ms=timings["ours"].median * per_step,
-                ratio=median_ratio(timings["reference"], timings["ours"]),
-                spread=max(t.spread for t in timings.values()),
-                saved_bytes_reference=saved["reference"],
-                saved_bytes_ours=saved["ours"],
-                peak_bytes_reference=peak["reference"],
-                peak_bytes_ours=peak["ours"],
+def measure(
+    case: Case, wanted: set[str], device: torch.device, effort: Effort, ceilings: Ceilings, deadline: Deadline
+) -> Iterator[Row]:
+    """Rows of a case; an error of a contestant is a row, and one of the case is a row of every pass."""
+    layer = case.layer
+    about: dict[str, Any] = {
+        "section": case.section,
+        "case": case.name,
+        "value": case.value,
+        "layer": str(layer),
+        "steps": layer.steps,
+        "samples": layer.samples,
+        "channels": layer.channels,
+        "size": layer.size,
+    }
+    try:
+        if deadline.left <= 0:  # before any work, so that a list of cases ends soon
+            raise OverTimeError("no time left")
+        problem = make_problem(case, device, wanted)
+        with torch.no_grad():
+            rate = float(problem.contestants[OURS].call(True).float().mean())
+    except Exception as error:
+        for what in case.passes:
+            yield Row(**about, firing_rate=RATES[case.rate][1], what=what, contestant=OURS, error=said(error))
+        return
+    for what in case.passes:
+        work = neuron_work(layer, what) if case.section == "neurons" else circuit_work(layer, what)
+        contestants = {name: c for name, c in problem.contestants.items() if takes_part(c, what)}
+        prepared = {name: preparation(c, what, problem.leaves) for name, c in contestants.items()}
+        try:
+            timings, errors = race(
+                prepared, effort.rounds, device, deadline, budget=effort.seconds, start_limits=COMPILE_SECONDS
             )
-        )
-    return rows
+        except Exception as error:  # the device is lost, say
+            timings, errors = {}, dict.fromkeys(prepared, said(error))
+        for name, contestant in contestants.items():
+            row: dict[str, Any] = {"error": errors.get(name)}
+            if name in timings:
+                row |= figures(work, layer, timings[name], timings.get(OURS), ceilings)
+                try:
+                    row |= _memory(contestant, what, problem, layer, device)
+                except Exception as error:
+                    row["error"] = f"memory not measured: {said(error)}"
+            yield Row(**about, firing_rate=rate, what=what, contestant=name, **row)
+        for leaf in problem.leaves:
+            leaf.grad = None

@@ -1,0 +1,426 @@
+"""``python -m bench roofline --gpu NAME``: what a GPU should take for a layer, and why, without one.
+
+A model of STC-LIF's persistent kernels, to hold a GPU run against (``--against FILE``, of ``--json``). Known and
+counted: bytes moved (the audit's, tests/cuda_emulation/audit.py), tensor-core instructions and launches (from the
+sources' loops), the cut of the work (``stc_cuda.kernel_plan``), occupancy (registers of docs/kernels.md). Estimated:
+the constants below. A kernel takes the longer of its traffic and of its busiest multiprocessor:
+
+    busy = turns x steps x (max(tensor cores, shared memory, convolution's issue) + element-wise issue + latency)
+
+A block does one thing after another between barriers; so these add up unless several blocks share a multiprocessor,
+where the longest of the tensor cores' and the issue slots' sums counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from stc_cuda import KernelPlan, kernel_plan
+
+from .cases import BACKWARD, DETACHED, FORWARD, LAYER_NAMES, ROLLOUT, TRAINING, USUAL_RATE, Layer, layer_cases
+from .contestants import GRAPH, OURS
+from .kernels import ARCHITECTURES, ROOT, Kernel
+from .report import Results, number
+
+MACS = 16 * 8 * 16  # of one m16n8k16
+SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
+LANES = 32
+MAX_REGISTERS = 128  # of a thread, by the persistent kernels' launch bounds
+
+# Estimates. Instructions of a thread for a neuron and step outside of the products: half of what the machine code of
+# sm_90 has for the paper's layer, since every access is there twice, for whole and for ragged rows.
+ELEMENTWISE = {"forward": 105, "backward": 250, "attached": 55}
+GATE_ISSUE = 14  # instructions of a warp for a pair of operands from spike bits, beside the products
+TRANSPOSED_ISSUE, TRANSPOSED_LOADS = 14, 6  # for a pair of operands of the transposed convolutions
+WEIGHT_ISSUE = 8  # for an operand of the weight gradient
+BARRIER_CYCLES, MEMORY_CYCLES = 100, 800
+BARRIERS = {"forward": 2, "backward": 6, "attached": 17}
+SMALL_LAUNCH = 3e-6  # seconds of a kernel that packs or sums, with its start
+LAUNCH = 1e-6  # start of one that follows another
+L2_SHARE = 2.0  # bytes per second that the second-level cache gives, in parts of device memory's
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card by its data sheet.
+
+    Attributes:
+        clock: Hz, boost; that of the tensor cores' figure.
+        bandwidth: bytes per second.
+        tensor: operations per second, fp16 with fp32 sums, dense.
+        mma_sync: the part of ``tensor`` that ``mma.sync`` reaches, which is what the kernels use.
+        source: of the figures.
+    """
+
+    name: str
+    arch: int
+    multiprocessors: int
+    clock: float
+    bandwidth: float
+    tensor: float
+    mma_sync: float
+    source: str
+
+    @property
+    def mma_cycles(self) -> float:
+        """Of a multiprocessor for one m16n8k16."""
+        return 2 * MACS * self.multiprocessors * self.clock / (self.tensor * self.mma_sync)
+
+
+_HOPPER = "mma.sync at 63% of it: Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture, 2024"
+GPUS = {
+    "a100": Gpu(
+        "A100 SXM 80 GB", 80, 108, 1.41e9, 2.039e12, 312e12, 1.0, "NVIDIA A100 80GB data sheet and Ampere white paper"
+    ),
+    "rtx4090": Gpu("GeForce RTX 4090", 89, 128, 2.52e9, 1.008e12, 165.2e12, 1.0, "NVIDIA Ada architecture white paper"),
+    "h100": Gpu(
+        "H100 SXM",
+        90,
+        132,
+        1.83e9,
+        3.35e12,
+        989.4e12,
+        0.63,
+        f"NVIDIA H100 data sheet and Hopper white paper; {_HOPPER}",
+    ),
+    "h200": Gpu("H200 SXM", 90, 132, 1.83e9, 4.8e12, 989.4e12, 0.63, f"NVIDIA H200 data sheet; {_HOPPER}"),
+    "b200": Gpu(
+        "B200",
+        100,
+        148,
+        1.86e9,
+        8.0e12,
+        2250e12,
+        0.31,
+        "NVIDIA HGX B200 data sheet; mma.sync assumed as fast a multiprocessor and clock as on Hopper",
+    ),
+}
+
+
+@dataclass
+class Terms:
+    """Seconds of one kernel or pass, term by term.
+
+    Attributes:
+        turns: units that the busiest multiprocessor has to do, against ``even``, were they spread without remainder.
+    """
+
+    memory: float = 0.0
+    tensor: float = 0.0
+    issue: float = 0.0
+    latency: float = 0.0
+    launches: float = 0.0
+    seconds: float = 0.0
+    turns: float = 0.0
+    even: float = 0.0
+    mma: int = 0
+    bytes: float = 0.0
+    kernels: int = 0
+    blocks: dict[str, int] = field(default_factory=dict)  # a multiprocessor, by kernel
+
+    def __add__(self, other: Terms) -> Terms:
+        summed = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in ("memory", "tensor", "issue", "latency", "launches", "seconds", "mma", "bytes", "kernels")
+        }
+        longer = self if self.seconds >= other.seconds else other
+        return Terms(**summed, turns=longer.turns, even=longer.even, blocks={**self.blocks, **other.blocks})
+
+    @property
+    def bound(self) -> str:
+        """The largest term; ``waves`` where the remainder of the last turn costs more than any."""
+        waves = max(self.tensor + self.issue, 0.0) * (1 - self.even / self.turns) if self.turns else 0.0
+        terms = {
+            "memory": self.memory,
+            "tensor cores": self.tensor,
+            "issue": self.issue,
+            "latency": self.latency,
+            "launches": self.launches,
+            "waves": waves,
+        }
+        return max(terms, key=lambda name: terms[name])
+
+
+@functools.cache
+def _compiled() -> dict[tuple[str, int], tuple[int, int]]:
+    """Registers and static shared memory by kernel and architecture, from docs/kernels.md."""
+    found = {}
+    for line in (ROOT / "docs" / "kernels.md").read_text().splitlines():
+        cells = [cell.strip(" `") for cell in line.split("|")[1:-1]]
+        if len(cells) == 7 and "<" in cells[0]:
+            for arch in re.findall(r"\d+", cells[1]):
+                static = int(cells[4].split("+")[0].replace(",", ""))
+                found[cells[0], int(arch)] = (int(cells[3]), static)
+    return found
+
+
+def blocks_a_multiprocessor(name: str, arch: int, threads: int, shared: int) -> int:
+    """From docs/kernels.md where the kernel is there, else with all registers that its launch bounds allow."""
+    registers, static = _compiled().get((name, arch), (MAX_REGISTERS, 4096))
+    kernel = Kernel("", name, (), arch, registers, static, 0, 0, 0)
+    return max(1, kernel.blocks_per_sm(threads, shared))
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one unit costs a multiprocessor for a step; cycles but for the tensor-core instructions."""
+
+    mma: int
+    issue: float  # beside them, in their loops
+    loads: float  # of shared memory there
+    elementwise: float
+    latency: float
+
+
+def _product_sizes(layer: Layer) -> tuple[int, int, int, int]:
+    """Channels a group, tiles of eight of them, steps along K of a gate convolution, and runs of pixels."""
+    in_group = layer.channels // layer.groups
+    steps = -(-(layer.kernel**2) // (16 // in_group))
+    return in_group, in_group // 8, steps, layer.size * -(-layer.size // 16)
+
+
+def gate_mma(layer: Layer, runs: int) -> int:
+    """Of both gate convolutions of a unit and step: two n tiles a run, and two fp16 numbers a weight."""
+    _, tiles, steps, _ = _product_sizes(layer)
+    return steps * runs * 2 * tiles * 2
+
+
+def transposed_mma(layer: Layer, runs: int) -> int:
+    """Of the transposed convolutions: four gate outputs and four taps at a time, six products of bf16 numbers."""
+    chunks, steps = 2 * (layer.channels // layer.groups) // 4, -(-(layer.kernel**2) // 4)
+    return chunks * steps * runs * 2 * 6
+
+
+def weight_mma(layer: Layer) -> int:
+    """Of the weight gradients of a unit and step, three bf16 numbers a gradient."""
+    _, tiles, _, runs = _product_sizes(layer)
+    return runs * layer.kernel**2 * tiles * tiles * 3
+
+
+def _gate_block(layer: Layer, runs: int) -> tuple[int, float, float]:
+    mma = gate_mma(layer, runs)
+    pairs = mma // (2 * _product_sizes(layer)[1])
+    return mma, (mma + pairs * GATE_ISSUE) / SCHEDULERS, pairs * (1 if layer.channels // layer.groups == 16 else 2)
+
+
+def forward_block(layer: Layer, plan: KernelPlan) -> Block:
+    mma, issue, loads = _gate_block(layer, plan.warps * plan.runs_per_warp)
+    neurons = layer.size**2 * plan.unit_channels
+    latency = BARRIERS["forward"] * BARRIER_CYCLES + (0 if plan.cached_current else MEMORY_CYCLES)
+    return Block(mma, issue, loads, ELEMENTWISE["forward"] * neurons / LANES / SCHEDULERS, latency)
+
+
+def backward_block(layer: Layer, plan: KernelPlan, attached: bool) -> Block:
+    runs = plan.warps * plan.runs_per_warp
+    mma, issue, loads = _gate_block(layer, runs)
+    instructions, barriers = ELEMENTWISE["backward"], BARRIERS["backward"]
+    latency = (2 if plan.cached_current else 3) * MEMORY_CYCLES
+    if attached:
+        more = transposed_mma(layer, runs)
+        instructions += ELEMENTWISE["attached"]
+        barriers += BARRIERS["attached"]
+        mma += more
+        issue += (more + more / 6 * TRANSPOSED_ISSUE) / SCHEDULERS
+        loads += more / 6 * TRANSPOSED_LOADS
+        latency += MEMORY_CYCLES
+    neurons = layer.size**2 * plan.unit_channels
+    latency += barriers * BARRIER_CYCLES
+    return Block(mma, issue, loads, instructions * neurons / LANES / SCHEDULERS, latency)
+
+
+def weight_block(layer: Layer) -> Block:
+    mma = weight_mma(layer)
+    issue = (mma + mma / (3 * _product_sizes(layer)[1]) * WEIGHT_ISSUE) / SCHEDULERS
+    neurons = layer.size**2 * (layer.channels // layer.groups)
+    # z' of both gates becomes three bf16 numbers
+    return Block(mma, issue, 0.0, 2 * 10 * neurons / LANES / SCHEDULERS, 2 * MEMORY_CYCLES)
+
+
+def traffic(layer: Layer, plan: KernelPlan, what: str) -> tuple[float, float]:
+    """Bytes per neuron and step of a persistent kernel, float32: first touches, and what is read again while it is in
+    the second-level cache. ``what``: ``"inference"``, ``"training"``, ``"backward"`` or ``"attached"``."""
+    stats = 3 * 2 * 8 / (plan.unit_channels * layer.size**2)
+    again = 0.0 if plan.cached_current else 4.0
+    if what in ("inference", "training"):
+        return (8.0 if what == "inference" else 12.0 + stats) + (12.0 / layer.steps if layer.carried else 0.0), again
+    attached = what == "attached"
+    before = (layer.steps - 1) / layer.steps  # steps that have one before them
+    again += 0.0 if plan.cached_u else 4.0 * (3 if attached else 2) * before
+    again += 8.0 * before if attached else 0.0
+    return 4 * 4.0 + 8.0 + 1 / 8 + stats, again
+
+
+def _kernel(
+    gpu: Gpu, layer: Layer, block: Block, first: float, again: float, units: float, resident: int, steps: float
+) -> Terms:
+    """``units``: those of the busiest multiprocessor; ``steps``: of each."""
+    even = layer.samples * layer.groups / gpu.multiprocessors
+    tensor = block.mma * gpu.mma_cycles
+    product = max(tensor, block.issue, block.loads)
+    if resident > 1:
+        busy = max(tensor, block.issue + block.elementwise, block.loads) + block.latency / resident
+    else:
+        busy = product + block.elementwise + block.latency
+    cycles = units * steps / gpu.clock
+    moved = layer.neurons_and_steps * (first + again / L2_SHARE)
+    memory = moved / gpu.bandwidth
+    return Terms(
+        memory=memory,
+        tensor=tensor * cycles,
+        issue=(product - tensor + block.elementwise) * cycles,
+        latency=block.latency * cycles / resident,
+        launches=LAUNCH,
+        seconds=max(memory, busy * cycles) + LAUNCH,
+        turns=units,
+        even=even,
+        mma=block.mma * layer.samples * layer.groups * layer.steps,
+        bytes=layer.neurons_and_steps * (first + again),
+        kernels=1,
+    )
+
+
+def _small(count: int) -> Terms:
+    return Terms(launches=count * SMALL_LAUNCH, seconds=count * SMALL_LAUNCH, kernels=count)
+
+
+def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool) -> KernelPlan:
+    plan = kernel_plan(
+        (layer.steps, layer.samples, layer.channels, layer.size, layer.size),
+        layer.kernel,
+        layer.groups,
+        backward=backward,
+        gradient_detach=not attached,
+        device="cuda",
+        capability=divmod(gpu.arch, 10),
+        shared_memory=ARCHITECTURES[gpu.arch].shared_block * 1024,
+    )
+    if plan.kernel != "persistent":
+        raise ValueError(
+            f"layer: got {layer}, which runs on the {plan.kernel} kernels ({plan.reason}); the model is of the "
+            "persistent ones"
+        )
+    return plan
+
+
+def _name(layer: Layer, plan: KernelPlan, flag: str) -> str:
+    kernel = "persistent_forward" if flag.startswith("Resident") else "persistent_backward"
+    sizes = f"Channels={plan.unit_channels}, Kernel={layer.kernel}, Runs={plan.runs_per_warp}"
+    return f"{kernel}<{sizes}, {flag}, Cell=StcLif>"
+
+
+def _forward(gpu: Gpu, layer: Layer, training: bool) -> Terms:
+    plan = _plan(gpu, layer, backward=False, attached=True)
+    name = _name(layer, plan, f"ResidentWeights={str(plan.resident_weights).lower()}")
+    resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
+    units = -(-plan.tasks // gpu.multiprocessors)
+    first, again = traffic(layer, plan, "training" if training else "inference")
+    block = forward_block(layer, plan)
+    terms = _kernel(gpu, layer, block, first, again, units, min(resident, units), layer.steps)
+    return replace(terms, blocks={"persistent_forward": resident}) + _small(1)
+
+
+def _backward(gpu: Gpu, layer: Layer, attached: bool) -> Terms:
+    plan = _plan(gpu, layer, backward=True, attached=attached)
+    name = _name(layer, plan, f"Attached={str(attached).lower()}")
+    resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
+    units = -(-plan.tasks // gpu.multiprocessors)
+    first, again = traffic(layer, plan, "attached" if attached else "backward")
+    block = backward_block(layer, plan, attached)
+    kernel = _kernel(gpu, layer, block, first, again, units, min(resident, units), layer.steps)
+    kernel = replace(kernel, blocks={"persistent_backward": resident})
+    # the second launch, over z' and the spike bits of all pairs of step and sample
+    pairs = layer.steps * layer.samples
+    splits = max(1, min(264 // layer.groups, pairs))  # weight_splits of csrc/cuda/persistent_backward.cu
+    in_group = layer.channels // layer.groups
+    weights = f"weight_gradient_partials<Channels={in_group}, Kernel={layer.kernel}>"
+    threads = 2 * layer.kernel * 32
+    resident = blocks_a_multiprocessor(weights, gpu.arch, threads, 0)
+    units = -(-layer.groups * splits // gpu.multiprocessors)
+    second = _kernel(
+        gpu, layer, weight_block(layer), 8.0 + 1 / 8, 0.0, units, min(resident, units), -(-pairs // splits)
+    )
+    second = replace(second, even=layer.groups * splits / gpu.multiprocessors)
+    second = replace(second, blocks={"weight_gradient_partials": resident})
+    return kernel + second + _small(4 if attached else 3)
+
+
+def predict(gpu: Gpu, layer: Layer, what: str) -> Terms:
+    """Of one pass of STC-LIF.
+
+    Raises:
+        ValueError: the layer does not run on the persistent kernels, or there is no such pass.
+    """
+    attached, name = not what.endswith(DETACHED), what.removesuffix(DETACHED)
+    if name in (FORWARD, ROLLOUT):
+        return _forward(gpu, layer, training=False)
+    if name == BACKWARD:
+        return _backward(gpu, layer, attached)
+    if name == TRAINING:
+        return _forward(gpu, layer, training=True) + _backward(gpu, layer, attached)
+    raise ValueError(f"what: got {what!r}, expected a pass of bench/cases.py")
+
+
+def measured(results: Results) -> dict[tuple[str, str, str], float]:
+    """Milliseconds a call by layer, pass and contestant, of this library."""
+    return {
+        (row.layer, row.what, row.contestant): row.ms
+        for row in results.rows
+        if row.contestant in (OURS, GRAPH) and row.section == "layers" and row.ms is not None
+    }
+
+
+def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] | None = None) -> str:
+    """Predictions, with what was measured beside them."""
+    columns = ["layer", "pass", "ms", "us a step", "bound by", "memory", "tensor cores", "issue", "latency", "launches"]
+    columns += ["units of the busiest SM, even", "blocks a SM", "Mmma", "MB"]
+    if found is not None:
+        columns += ["measured ms", "of the prediction", "in a graph, ms", "of the prediction"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for case in layer_cases("cuda", names, [USUAL_RATE]):
+        for what in case.passes:
+            terms = predict(gpu, case.layer, what)
+            layer = f"{case.name}, T={case.layer.steps}, N={case.layer.samples}"
+            cells = [layer, what, number(1e3 * terms.seconds), number(1e6 * terms.seconds / case.layer.steps)]
+            cells.append(terms.bound)
+            cells += [
+                number(1e3 * value)
+                for value in (terms.memory, terms.tensor, terms.issue, terms.latency, terms.launches)
+            ]
+            cells += [f"{terms.turns:g}, {terms.even:.2f}", ", ".join(map(str, terms.blocks.values()))]
+            cells += [number(terms.mma / 1e6), number(terms.bytes / 1e6)]
+            if found is not None:
+                for contestant in (OURS, GRAPH):
+                    ms = found.get((str(case.layer), what, contestant))
+                    cells += ["", ""] if ms is None else [number(ms), f"{number(ms / terms.seconds / 1e3)}x"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gpu", choices=GPUS, required=True, help="whose published figures to take")
+    parser.add_argument("--layers", nargs="+", choices=LAYER_NAMES, default=list(LAYER_NAMES))
+    parser.add_argument("--against", type=Path, metavar="FILE", help="a GPU run's --json, or its gpu_check.json")
+    options = parser.parse_args(arguments)
+    gpu, found = GPUS[options.gpu], None
+    if options.against:
+        try:
+            results = Results.from_json(options.against)
+        except ValueError as error:
+            parser.error(f"--against: {error}")
+        if results.about.get("device") != "cuda":
+            parser.error(f"--against: {options.against} is of a CPU, expected a run with --device cuda")
+        found = measured(results)
+        print(f"measured on {results.about['gpu']}, commit {results.about['commit']}")
+    print(
+        f"{gpu.name}: {gpu.multiprocessors} multiprocessors at {gpu.clock / 1e9:.2f} GHz, {gpu.bandwidth / 1e12:.2f} "
+        f"TB/s, {gpu.tensor / 1e12:.0f} TFLOP/s in fp16, of which mma.sync {gpu.mma_sync:.0%}\nsource: {gpu.source}\n"
+    )
+    print("Milliseconds a call and of each term; Mmma: millions of tensor-core instructions; MB: bytes moved\n")
+    print(table(gpu, options.layers, found))
