@@ -263,14 +263,13 @@ class SpikeConvFunction(torch.autograd.Function):
             grad_input = _dense_gradient(grad, like, weight, of_input=True).to(ctx.dtype)
         if of_weight:
             assert x is not None
-            if ctx.real or x.device.type != "cpu":
-                dense = x if ctx.real else unpack_spikes(x, ctx.shape[1], grad.dtype)
+            if ctx.real:
                 like = grad.new_empty(1).expand(ctx.weight_shape)
-                grad_weight = _dense_gradient(grad, dense.to(grad.dtype), like, of_input=False)
+                grad_weight = _dense_gradient(grad, x.to(grad.dtype), like, of_input=False)
             else:
-                grad_weight, _ = torch.ops.stc_cuda.spike_conv_weight_gradient(
-                    grad, x, ctx.shape[1], ctx.weight_shape[-1], ctx.path
-                )
+                on_cpu = x.device.type == "cpu"
+                gradient = torch.ops.stc_cuda.spike_conv_weight_gradient if on_cpu else _torch_weight_gradient
+                grad_weight, _ = gradient(grad, x, ctx.shape[1], ctx.weight_shape[-1], ctx.path)
         return grad_input, grad_weight, grad.sum((0, 2, 3)) if of_bias else None, None
 
 
@@ -280,9 +279,21 @@ def _spike_conv_forward(
     """Result, bits and report as the operator gives them; on a GPU the convolution is PyTorch's."""
     if x.device.type == "cpu":
         return torch.ops.stc_cuda.spike_conv(x, weight, bias, require_spikes, path)
+    return _torch_spike_conv(x, weight, bias)
+
+
+def _torch_spike_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.nn.functional.conv2d(x.to(weight.dtype), weight, bias, padding=weight.shape[-1] // 2)
     spikes = bool(((x == 0) | (x == 1)).all())  # waits for the device
     return out, pack_spikes(x, 1) if spikes else x.new_empty(0), torch.tensor([_DENSE if spikes else _REAL, -1])
+
+
+def _torch_weight_gradient(
+    grad: Tensor, bits: Tensor, channels: int, kernel_size: int, path: str
+) -> tuple[Tensor, Tensor]:
+    like = grad.new_empty(1).expand(grad.shape[1], channels, kernel_size, kernel_size)  # only the shape is read
+    dense = unpack_spikes(bits, channels, grad.dtype)
+    return _dense_gradient(grad, dense, like, of_input=False), torch.tensor([_DENSE, -1])
 
 
 def run_spike_conv(x: Tensor, weight: Tensor, bias: Tensor | None, path: str) -> tuple[Tensor, str | None]:
