@@ -5,27 +5,16 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <atomic>
 #include <type_traits>
 
 #include "cpu/kernels.h"
+#include "large_pages.h"
 #include "plan_log.h"
 #include "scan_ops.h"
 
 namespace stc {
 namespace {
-
-template <class T>
-const CpuKernels<T>& kernels() {
-  if constexpr (std::is_same_v<T, float>)
-    return *cpu_capability().float32;
-  else
-    return *cpu_capability().float64;
-}
 
 template <class T>
 Plan plan_cpu(const StcInputs<T>& in, bool backward) {
@@ -43,7 +32,7 @@ struct CpuRunner {
   static void run(const StcForward<T>& params, const Tensor& current) {
     const Shape& shape = params.in.shape;
     const auto real = current.options();
-    const CpuKernels<T>& k = kernels<T>();
+    const CpuKernels<T>& k = cpu_kernels<T>();
     const CpuBufferSizes sizes = k.buffer_sizes(shape);
     const Tensor weights = at::empty({sizes.gate_weights}, real);
     const CpuBuffers<T> buffers{weights.mutable_data_ptr<T>(), nullptr, nullptr, nullptr};
@@ -59,7 +48,7 @@ struct CpuRunner {
   static void run(const StcBackward<T>& params, const Tensor& current) {
     const Shape& shape = params.in.shape;
     const auto real = current.options();
-    const CpuKernels<T>& k = kernels<T>();
+    const CpuKernels<T>& k = cpu_kernels<T>();
     const CpuBufferSizes sizes = k.buffer_sizes(shape);
     const Tensor gate = at::empty({sizes.gate_weights}, real);
     const Tensor transposed = at::empty({params.gradient_detach ? 0 : sizes.transposed_weights}, real);
@@ -77,22 +66,14 @@ struct CpuRunner {
 struct CpuScanRunner {
   static constexpr bool kTakesShort = false;
 
-  // The first touch of a page of 4 KiB costs more than all that the kernels do with it; a page of 2 MiB is one touch.
   static Tensor empty(at::IntArrayRef sizes, at::IntArrayRef strides, const at::TensorOptions& options) {
-    Tensor x = at::empty_strided(sizes, strides, options);
-#if defined(__linux__)
-    constexpr uintptr_t kPage = uintptr_t(2) << 20;
-    const uintptr_t data = reinterpret_cast<uintptr_t>(x.mutable_data_ptr());
-    const uintptr_t begin = (data + kPage - 1) / kPage * kPage, end = (data + x.nbytes()) / kPage * kPage;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-    return x;
+    return in_large_pages(at::empty_strided(sizes, strides, options));
   }
 
   template <class T>
   static void run(const ScanForward<T>& params, const Tensor&) {
     at::parallel_for(0, ScanTasks(params.in.shape).count(), 1,
-                     [&](int64_t begin, int64_t end) { kernels<T>().scan_forward(params, begin, end); });
+                     [&](int64_t begin, int64_t end) { cpu_kernels<T>().scan_forward(params, begin, end); });
   }
 
   template <class T>
@@ -104,10 +85,11 @@ struct CpuScanRunner {
         at::empty({learns ? tasks.count() * rows * tasks.width() : 0}, like.options().dtype(at::kDouble));
     double* partials = output<double>(sums);
     at::parallel_for(0, tasks.count(), 1,
-                     [&](int64_t begin, int64_t end) { kernels<T>().scan_backward(params, partials, begin, end); });
+                     [&](int64_t begin, int64_t end) { cpu_kernels<T>().scan_backward(params, partials, begin, end); });
     if (!learns) return;
-    at::parallel_for(0, rows, 1,
-                     [&](int64_t begin, int64_t end) { kernels<T>().scan_reduce(params, partials, rows, begin, end); });
+    at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+      cpu_kernels<T>().scan_reduce(params, partials, rows, begin, end);
+    });
   }
 };
 

@@ -172,4 +172,45 @@ struct ScanBackward {
   T* grad_coefficients;        // [kCoefficients, C]
 };
 
+// ---- the feed-forward convolution of spikes ------------------------------------------------------------------------
+
+// Stride 1, zero padding K / 2. Spikes are bits [N, H, W, bytes], bit c % 8 of byte c / 8 = channel c.
+struct SpikeConvShape {
+  int64_t samples;       // N
+  int64_t in_channels;   // C
+  int64_t out_channels;  // O
+  int64_t height;        // H
+  int64_t width;         // W
+  int64_t kernel;        // K, odd
+
+  int64_t pixels() const { return height * width; }
+  int64_t bytes() const { return (in_channels + 7) / 8; }
+};
+
+// 0/1 numbers and their bits.
+template <class T>
+struct SpikeBits {
+  int64_t samples, channels, pixels;
+  T* values;      // [N, C, H, W]
+  uint8_t* bits;  // [N, H, W, bytes]
+};
+
+template <class T>
+struct SpikeConvForward {
+  SpikeConvShape shape;
+  const uint8_t* spikes;
+  const T* weight;  // [O, C, K, K]
+  const T* bias;    // [O]; null = 0
+  T* out;           // [N, O, H, W]
+};
+
+template <class T>
+struct SpikeConvGradient {
+  SpikeConvShape shape;
+  const uint8_t* spikes;
+  const T* grad_out;  // [N, O, H, W]
+  T* maps;            // scratch
+  T* grad_weight;     // [O, C, K, K]
+};
+
 }  // namespace stc

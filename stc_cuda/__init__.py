@@ -28,6 +28,7 @@ from .functional import (
     unpack_spikes,
 )
 from .neurons import GLIF, LIF, LMH, PLIF, STCLIF, STCLMH, STCPLIF, TCLIF
+from .spike_conv import SpikeConv2d, spike_conv2d
 from .surrogate import Surrogate
 
 warn_without_cuda()
@@ -45,6 +46,7 @@ __all__ = [
     "KernelPlan",
     "STCConfig",
     "STCFunction",
+    "SpikeConv2d",
     "Surrogate",
     "__version__",
     "backend_names",
@@ -62,6 +64,7 @@ __all__ = [
     "reference",
     "register_backend",
     "scan",
+    "spike_conv2d",
     "stc_lif",
     "stc_lmh",
     "stc_plif",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._bits import pack_spikes, unpack_spikes
 from .backends import select_backend
 from .config import NeuronConfig, STCConfig
 
@@ -210,3 +211,95 @@ def run_circuit(neuron: str, config: STCConfig, *tensors: Tensor | None) -> tupl
         return CircuitFunction.apply(neuron, config, *tensors)
     spikes, states, v_seq, _, _ = _circuit_forward(neuron, config, tensors, save=False)
     return _outputs(spikes, states, v_seq, config)
+
+
+#: What ``stc_cuda::spike_conv`` tells of itself by number.
+_SPIKE_CONV_PATHS = ("events", "dense", "real")
+_DENSE, _REAL = 1, 2
+
+
+def _dense_gradient(grad: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> Tensor:
+    padding = [weight.shape[-1] // 2] * 2
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [of_input, not of_input, False]
+    )
+    return found[0 if of_input else 1]
+
+
+def _is_traced(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or isinstance(x, torch._subclasses.FakeTensor)
+
+
+class SpikeConvFunction(torch.autograd.Function):
+    """The convolution of 0/1 spikes with stride 1 and padding K // 2: ``run_spike_conv`` with gradients.
+
+    Saved for backward: the spikes as bits, where the weight learns, and the weight, where the input does. An input that
+    is not spikes is saved as it is; a traced call cannot know that, and raises when it runs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, path: str) -> tuple[Tensor, Tensor]:
+        of_input, of_weight, *_ = ctx.needs_input_grad
+        traced = _is_traced(x)
+        out, bits, report = _spike_conv_forward(x, weight, bias, traced and of_weight, path)
+        real = not traced and int(report[0]) == _REAL
+        ctx.save_for_backward((x if real else bits) if of_weight else None, weight if of_input else None)
+        ctx.shape, ctx.dtype, ctx.real, ctx.path = x.shape, x.dtype, real, path
+        ctx.weight_shape = weight.shape
+        ctx.mark_non_differentiable(report)
+        ctx.set_materialize_grads(False)
+        return out, report
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight = _saved_tensors(ctx)
+        if grad is None:
+            return None, None, None, None
+        of_input, of_weight, of_bias, _ = ctx.needs_input_grad
+        grad_input = grad_weight = None
+        if of_input:
+            assert weight is not None
+            like = grad.new_empty(1).expand(ctx.shape)  # of which only the shape is read
+            grad_input = _dense_gradient(grad, like, weight, of_input=True).to(ctx.dtype)
+        if of_weight:
+            assert x is not None
+            if ctx.real:
+                like = grad.new_empty(1).expand(ctx.weight_shape)
+                grad_weight = _dense_gradient(grad, x.to(grad.dtype), like, of_input=False)
+            else:
+                on_cpu = x.device.type == "cpu"
+                gradient = torch.ops.stc_cuda.spike_conv_weight_gradient if on_cpu else _torch_weight_gradient
+                grad_weight, _ = gradient(grad, x, ctx.shape[1], ctx.weight_shape[-1], ctx.path)
+        return grad_input, grad_weight, grad.sum((0, 2, 3)) if of_bias else None, None
+
+
+def _spike_conv_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, require_spikes: bool, path: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, bits and report as the operator gives them; on a GPU the convolution is PyTorch's."""
+    if x.device.type == "cpu":
+        return torch.ops.stc_cuda.spike_conv(x, weight, bias, require_spikes, path)
+    return _torch_spike_conv(x, weight, bias)
+
+
+def _torch_spike_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    out = torch.nn.functional.conv2d(x.to(weight.dtype), weight, bias, padding=weight.shape[-1] // 2)
+    spikes = bool(((x == 0) | (x == 1)).all())  # waits for the device
+    return out, pack_spikes(x, 1) if spikes else x.new_empty(0), torch.tensor([_DENSE if spikes else _REAL, -1])
+
+
+def _torch_weight_gradient(
+    grad: Tensor, bits: Tensor, channels: int, kernel_size: int, path: str
+) -> tuple[Tensor, Tensor]:
+    like = grad.new_empty(1).expand(grad.shape[1], channels, kernel_size, kernel_size)  # only the shape is read
+    dense = unpack_spikes(bits, channels, grad.dtype)
+    return _dense_gradient(grad, dense, like, of_input=False), torch.tensor([_DENSE, -1])
+
+
+def run_spike_conv(x: Tensor, weight: Tensor, bias: Tensor | None, path: str) -> tuple[Tensor, str | None]:
+    """The result and the path: ``"events"``, ``"dense"``, ``"real"`` for no spikes, None where it cannot be known."""
+    if _wants_grad((x, weight, bias)):
+        out, report = SpikeConvFunction.apply(x, weight, bias, path)
+    else:
+        out, _, report = _spike_conv_forward(x, weight, bias, False, path)
+    return out, None if _is_traced(x) else _SPIKE_CONV_PATHS[int(report[0])]

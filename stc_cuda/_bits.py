@@ -12,8 +12,8 @@ def pack_spikes(spikes: Tensor, groups: int) -> Tensor:
     in_group = channels // groups
     grouped = spikes.reshape(*lead, groups, in_group, height, width).movedim(-3, -1).to(torch.uint8)
     grouped = torch.nn.functional.pad(grouped, (0, -in_group % 8)).unflatten(-1, (-1, 8))
-    weights = 2 ** torch.arange(8, device=spikes.device)
-    return (grouped * weights).sum(-1).to(torch.uint8)
+    weights = (2 ** torch.arange(8, device=spikes.device)).to(torch.uint8)
+    return (grouped * weights).sum(-1, dtype=torch.uint8)
 
 
 def unpack_spikes(packed: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:

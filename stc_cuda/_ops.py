@@ -115,6 +115,31 @@ def _scan_backward_fake(*args: Any) -> tuple[Tensor, list[Tensor], Tensor, Tenso
     )
 
 
+@torch.library.register_fake("stc_cuda::spike_conv")
+def _spike_conv_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, _, _ = args
+    _require_one_device((x, weight, bias))
+    samples, channels, height, width = x.shape
+    transposed = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return (
+        x.new_empty((samples, weight.shape[0], height, width), dtype=weight.dtype).contiguous(
+            memory_format=torch.channels_last if transposed else torch.contiguous_format
+        ),
+        x.new_empty((samples, 1, height, width, (channels + 7) // 8), dtype=torch.uint8),
+        x.new_empty((2,), dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("stc_cuda::spike_conv_weight_gradient")
+def _spike_conv_weight_gradient_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    grad_out, spikes, channels, kernel_size, _ = args
+    _require_one_device((grad_out, spikes))
+    return (
+        grad_out.new_empty((grad_out.shape[1], channels, kernel_size, kernel_size)),
+        grad_out.new_empty((2,), dtype=torch.int64),
+    )
+
+
 for _device in ("cpu", "cuda") if build_info()["cuda"] else ("cpu",):
     register_backend(
         Backend(

@@ -67,8 +67,16 @@ void pack_transposed_weights(const Layout<T>& l, const T* const (&weight)[2], T*
 
 // ---- spikes as events -------------------------------------------------------------------------------------------
 
+// Words of spikes, [word][pixel]: bit c % 32 of word c / 32 = channel c.
+struct PlaneWords {
+  const uint32_t* words;
+  int64_t plane;
+  uint32_t operator()(int64_t word, int64_t pixel) const { return words[word * plane + pixel]; }
+};
+
 // The spikes of one convolution group by pixel. Pixels of a row are sorted by their number of spikes, so that the inner
-// loop over the spikes of a pixel has a trip count that the branch predictor knows.
+// loop over the spikes of a pixel has a trip count that the branch predictor knows. `Map` is a layout with height,
+// width, pixels, in_group and words.
 struct PixelEvents {
   struct Pixel {
     int32_t column;
@@ -81,18 +89,18 @@ struct PixelEvents {
   std::vector<int32_t> bucket;  // of one row: first slot of each spike count
   std::vector<Pixel> row;       // of one row, unsorted
 
-  template <class T>
-  void reserve(const Layout<T>& l) {
+  template <class Map>
+  void reserve(const Map& l, int64_t spikes) {
     pixels.resize(l.pixels);
-    channels.resize(l.pixels * l.in_group);
+    channels.resize(spikes);
     row_begin.resize(l.height + 1);
     bucket.resize(l.in_group + 2);
     row.resize(l.width);
   }
 
-  // words: [l.words][l.plane], bit c % 32 of word c / 32 = channel c
-  template <class T>
-  void build(const Layout<T>& l, const uint32_t* words) {
+  // word(w, pixel): as PlaneWords
+  template <class Map, class Words>
+  void build(const Map& l, const Words& word) {
     int32_t n_channels = 0, n_pixels = 0;
     for (int64_t y = 0; y < l.height; ++y) {
       row_begin[y] = n_pixels;
@@ -101,7 +109,7 @@ struct PixelEvents {
       for (int64_t x = 0; x < l.width; ++x) {
         const int32_t first = n_channels;
         for (int64_t w = 0; w < l.words; ++w)
-          for (uint32_t bits = words[w * l.plane + y * l.width + x]; bits; bits &= bits - 1)
+          for (uint32_t bits = word(w, y * l.width + x); bits; bits &= bits - 1)
             channels[n_channels++] = int32_t(w * 32) + __builtin_ctz(bits);
         if (n_channels == first) continue;
         row[found++] = {int32_t(x), first, n_channels - first};
@@ -153,21 +161,26 @@ auto event_row_kernel(int vectors) {
     return &add_event_row<T, 1>;
 }
 
+// Adds all runs that the spikes of one input row give to one output row through one kernel row: weights [ci][run].
+template <class T, class Map>
+void add_event_runs(const Map& l, const PixelEvents& events, int64_t input_row, const T* weights, T* out) {
+  const int64_t run = l.kernel * l.outputs, vectors = run / Simd<T>::kLanes;
+  const int length = piece_length(vectors);
+  for (int64_t piece = 0; piece < vectors; piece += length) {
+    const int n = int(std::min<int64_t>(length, vectors - piece));
+    const int64_t offset = piece * Simd<T>::kLanes;
+    event_row_kernel<T>(n)(events, input_row, weights + offset, run, l.outputs, out + offset);
+  }
+}
+
 // One output row of both gate convolutions: out [padded_width][outputs], the halo columns included (and meaningless).
 template <class T>
 void event_conv_row(const Layout<T>& l, const PixelEvents& events, const T* packed, int64_t y, T* out) {
-  const int64_t run = l.kernel * l.outputs;
   std::fill_n(out, l.padded_width * l.outputs, T(0));
-  const int64_t vectors = run / Layout<T>::kLanes;
-  const int length = piece_length(vectors);
   for (int64_t ky = 0; ky < l.kernel; ++ky) {
     const int64_t input_row = y + ky - l.pad;
-    if (input_row < 0 || input_row >= l.height) continue;
-    for (int64_t piece = 0; piece < vectors; piece += length) {
-      const int n = int(std::min<int64_t>(length, vectors - piece));
-      const int64_t offset = piece * Layout<T>::kLanes;
-      event_row_kernel<T>(n)(events, input_row, packed + ky * l.in_group * run + offset, run, l.outputs, out + offset);
-    }
+    if (input_row >= 0 && input_row < l.height)
+      add_event_runs(l, events, input_row, packed + ky * l.in_group * l.kernel * l.outputs, out);
   }
 }
 
@@ -177,21 +190,21 @@ struct ChannelEvents {
   std::vector<int32_t> counts;   // [in_group]
   int64_t capacity = 0;
 
-  template <class T>
-  void reserve(const Layout<T>& l, int64_t rows) {
+  template <class Map>
+  void reserve(const Map& l, int64_t rows) {
     capacity = rows * l.width;
     offsets.resize(l.in_group * capacity);
     counts.resize(l.in_group);
   }
 
-  template <class T>
-  void build(const Layout<T>& l, const uint32_t* words, int64_t y_begin, int64_t y_end) {
+  template <class Map, class Words>
+  void build(const Map& l, const Words& word, int64_t y_begin, int64_t y_end) {
     std::fill(counts.begin(), counts.end(), 0);
     for (int64_t y = y_begin; y < y_end; ++y)
       for (int64_t x = 0; x < l.width; ++x) {
         const int32_t offset = int32_t((y * l.padded_width + x) * l.outputs);
         for (int64_t w = 0; w < l.words; ++w)
-          for (uint32_t bits = words[w * l.plane + y * l.width + x]; bits; bits &= bits - 1) {
+          for (uint32_t bits = word(w, y * l.width + x); bits; bits &= bits - 1) {
             const int64_t c = w * 32 + __builtin_ctz(bits);
             offsets[c * capacity + counts[c]++] = offset;
           }
@@ -227,14 +240,14 @@ int64_t band_rows(const Layout<T>& l) {
 }
 
 // Adds to `grad` (packed like the gate weights, descending) the correlation of the spikes with the gradient map
-// [padded_height][padded_width][outputs], whose halo is zero.
-template <class T>
-void event_weight_gradient(const Layout<T>& l, ChannelEvents& events, const uint32_t* words, const T* map, T* grad) {
-  const int64_t run = l.kernel * l.outputs, vectors = run / Layout<T>::kLanes;
+// [padded_height][padded_width][outputs], whose halo is zero. `rows` of the map make a band.
+template <class T, class Map, class Words>
+void event_weight_gradient(const Map& l, ChannelEvents& events, const Words& word, int64_t rows, const T* map,
+                           T* grad) {
+  const int64_t run = l.kernel * l.outputs, vectors = run / Simd<T>::kLanes;
   const int length = piece_length(vectors);
-  const int64_t rows = band_rows(l);
   for (int64_t y = 0; y < l.height; y += rows) {
-    events.build(l, words, y, std::min(l.height, y + rows));
+    events.build(l, word, y, std::min(l.height, y + rows));
     for (int64_t ky = 0; ky < l.kernel; ++ky) {
       // an input row y reaches the output row y + pad - ky, which is row y + 2 pad - ky of the padded map
       const T* shifted = map + (l.kernel - 1 - ky) * l.padded_width * l.outputs;
@@ -243,7 +256,7 @@ void event_weight_gradient(const Layout<T>& l, ChannelEvents& events, const uint
         T* target = grad + (ky * l.in_group + ci) * run;
         for (int64_t piece = 0; piece < vectors; piece += length) {
           const int n = int(std::min<int64_t>(length, vectors - piece));
-          const int64_t offset = piece * Layout<T>::kLanes;
+          const int64_t offset = piece * Simd<T>::kLanes;
           event_window_kernel<T>(n)(events.offsets.data() + ci * events.capacity, events.counts[ci], shifted + offset,
                                     target + offset);
         }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../params.h"
 #include "scan_tasks.h"
@@ -28,6 +29,16 @@ struct CpuBuffers {
   double* partial_sums;
 };
 
+// Pixels of a sample are packed and unpacked in tiles of this many.
+constexpr int64_t kSpikeTile = 256;
+
+// How one convolution of spikes is cut, and the buffer that the caller provides.
+struct SpikeConvTasks {
+  int64_t forward;         // tasks of spike_conv_forward
+  int64_t maps, gradient;  // of spike_conv_maps and spike_conv_gradient
+  int64_t maps_size;       // elements of SpikeConvGradient::maps
+};
+
 template <class T>
 struct CpuKernels {
   CpuBufferSizes (*buffer_sizes)(const Shape&);
@@ -46,6 +57,17 @@ struct CpuKernels {
   void (*scan_backward)(const ScanBackward<T>&, double* partials, int64_t begin, int64_t end);
   // Tasks: rows.
   void (*scan_reduce)(const ScanBackward<T>&, const double* partials, int64_t rows, int64_t begin, int64_t end);
+
+  // Spikes to bits and back. Tasks: samples x tiles of kSpikeTile pixels. pack_spikes returns their number, or -1 where
+  // a value is neither 0 nor 1 (the bits are then meaningless).
+  int64_t (*pack_spikes)(const SpikeBits<const T>&, int64_t begin, int64_t end);
+  void (*unpack_spikes)(const SpikeBits<T>&, int64_t begin, int64_t end);
+  // The feed-forward convolution of spikes, by events; for the weight's gradient first all tasks of maps, then those of
+  // gradient.
+  SpikeConvTasks (*spike_conv_tasks)(const SpikeConvShape&);
+  void (*spike_conv_forward)(const SpikeConvForward<T>&, int64_t begin, int64_t end);
+  void (*spike_conv_maps)(const SpikeConvGradient<T>&, int64_t begin, int64_t end);
+  void (*spike_conv_gradient)(const SpikeConvGradient<T>&, int64_t begin, int64_t end);
 };
 
 // One instruction set.
@@ -62,6 +84,15 @@ const CpuCapability* cpu_capabilities();
 // The one in use: the fastest supported, or the one named by the environment variable STC_CUDA_CPU_KERNEL.
 // Throws std::runtime_error when that names none that is compiled in and supported.
 const CpuCapability& cpu_capability();
+
+// Its kernels of a type.
+template <class T>
+const CpuKernels<T>& cpu_kernels() {
+  if constexpr (std::is_same_v<T, float>)
+    return *cpu_capability().float32;
+  else
+    return *cpu_capability().float64;
+}
 
 namespace portable {
 extern const CpuKernels<float> kFloat32;

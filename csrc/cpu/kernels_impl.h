@@ -3,6 +3,7 @@
 
 #include "../channel_gradients.h"
 #include "scan.h"
+#include "spike_conv.h"
 #include "stc_unit.h"
 
 namespace stc::STC_SIMD_NAMESPACE {
@@ -73,8 +74,13 @@ void reduce(const StcBackward<T>& p, const CpuBuffers<T>& buffers, int64_t begin
 
 template <class T>
 constexpr CpuKernels<T> table() {
-  return {buffer_sizes<T>, pack<T>,         forward<T>,       backward<T>,
-          reduce<T>,       scan_forward<T>, scan_backward<T>, scan_reduce<T>};
+  return {buffer_sizes<T>,     pack<T>,
+          forward<T>,          backward<T>,
+          reduce<T>,           scan_forward<T>,
+          scan_backward<T>,    scan_reduce<T>,
+          pack_spikes<T>,      unpack_spikes<T>,
+          spike_conv_tasks<T>, spike_conv_forward<T>,
+          spike_conv_maps<T>,  spike_conv_gradient<T>};
 }
 
 const CpuKernels<float> kFloat32 = table<float>();

@@ -2,34 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "../cell.h"
+#include "buffer.h"
 #include "gate_conv.h"
 #include "kernels.h"
 #include "norm.h"
 
 namespace stc::STC_SIMD_NAMESPACE {
-
-// Zero-filled, aligned to a cache line.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(std::max<int64_t>(size, 1) * sizeof(T), kAlignment))) {
-    std::fill_n(data_, size, T(0));
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { ::operator delete(data_, kAlignment); }
-  T* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  T* data_ = nullptr;
-};
 
 // What both directions do for one unit: reading strided inputs, spikes, gate convolutions, norms.
 template <class T>
@@ -49,7 +30,7 @@ class Unit {
         soft_(in.cell.spiking ? 0 : l_.unit_channels * l_.plane),
         soft_map_(in.cell.spiking ? 0 : l_.padded_height * l_.padded_width * l_.in_group),
         silent_(l_.conv_groups) {
-    events_.reserve(l_);
+    events_.reserve(l_, l_.pixels * l_.in_group);
   }
 
  protected:
@@ -136,7 +117,7 @@ class Unit {
   }
 
   T* z(int path, int64_t c) const { return z_.data() + (path * l_.unit_channels + c) * l_.plane; }
-  const uint32_t* words(int64_t group) const { return words_.data() + group * l_.words * l_.plane; }
+  PlaneWords words(int64_t group) const { return {words_.data() + group * l_.words * l_.plane, l_.plane}; }
 
   // z = both gate convolutions of the noted spikes.
   void convolve_gates(const T* packed) {
@@ -273,7 +254,7 @@ class ForwardUnit : Unit<typename Cell::Scalar> {
     for (int64_t g = 0; g < l.conv_groups; ++g) {
       const int64_t group = (t * p_.in.shape.samples + this->n_) * p_.in.shape.groups + this->first_group_ + g;
       uint8_t* out = p_.packed_spikes + group * l.pixels * bytes;
-      const uint32_t* words = this->words(g);
+      const uint32_t* words = this->words(g).words;
       for (int64_t i = 0; i < l.pixels; ++i)
         for (int64_t b = 0; b < bytes; ++b) *out++ = uint8_t(words[b / 4 * l.plane + i] >> 8 * (b % 4));
     }
@@ -482,7 +463,7 @@ class BackwardUnit : Unit<typename Cell::Scalar> {
                         map_.data() + ((y + l.pad) * l.padded_width + l.pad) * l.outputs + path * channels, l.outputs);
       T* grad_weights = partial_weights_ + g * l.gate_weights();
       if (p_.in.cell.spiking)
-        event_weight_gradient(l, channel_events_, this->words(g), map_.data(), grad_weights);
+        event_weight_gradient(l, channel_events_, this->words(g), band_rows(l), map_.data(), grad_weights);
       else
         dense_weight_gradient(l, this->soft_.data() + g * channels * l.plane, map_.data(), grad_weights);
       if (!wants_grad_s) continue;

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..neurons import NEURONS, NeuronLayer
+from ..spike_conv import SpikeConv2d
 from .checkpoint import load_official_checkpoint
 from .patches import frames_to_patches, patches_to_frames
 
@@ -90,6 +91,10 @@ class SpikingPredictor(nn.Module):
             )
             for below, above in zip((patch_channels, *hidden[:-1]), hidden, strict=True)
         )
+        for index, cell in enumerate(self.cell_list):
+            conv = cast(NeuronLayer, cell).conv_x[0]
+            if isinstance(conv, SpikeConv2d):
+                conv.expects_spikes = index > 0  # the first layer sees patches
         self.conv_last = nn.Conv2d(hidden[-1], patch_channels, kernel_size=1, bias=False)
 
     def forward(self, frames: Tensor, teacher_mask: Tensor | None = None) -> Tensor:

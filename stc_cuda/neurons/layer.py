@@ -12,6 +12,7 @@ from .._call import call_circuit, call_scan
 from .._checks import check_layer_input, state_dtype
 from ..cells import Cell
 from ..config import NeuronConfig, STCConfig
+from ..spike_conv import SpikeConv2d
 from ..surrogate import as_surrogate
 from .base import SpikingNeuron
 
@@ -20,8 +21,10 @@ class NeuronLayer(SpikingNeuron):
     """What the layers share. A neuron is a subclass with a ``cell`` and, if it has parameters, :meth:`parameters_of`.
 
     ``x -> GN(conv_x(x))`` is the current of the neuron; the convolution is bias-free and keeps the map's size, the norm
-    has ``groups`` groups and eps 1e-5. The state lives until :meth:`reset`. Names of parameters are those of the STC
-    authors' models, so that their checkpoints load.
+    has ``groups`` groups and eps 1e-5. The convolution, ``conv_x[0]``, is a :class:`stc_cuda.SpikeConv2d` that looks at
+    each input: spikes of a layer below take its fast paths, real numbers the ordinary one. Who knows what comes sets
+    ``conv_x[0].expects_spikes``, as :class:`stc_cuda.models.SpikingPredictor` does. The state lives until
+    :meth:`reset`. Names of parameters are those of the STC authors' models, so that their checkpoints load.
 
     Args:
         in_channels: channels of the input.
@@ -102,7 +105,9 @@ class NeuronLayer(SpikingNeuron):
         self.in_channels = in_channels
         self.channels = channels
         self.per_channel = per_channel
-        self.conv_x = self._pathway(in_channels, kernel_size, 1, groups)
+        conv_x = SpikeConv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
+        conv_x.expects_spikes = None
+        self.conv_x = nn.Sequential(conv_x, nn.GroupNorm(groups, channels, eps=1e-5))
         self._build(kernel_size, groups)
         self.register_parameter("threshold", self._learnt(v_threshold) if learn_threshold else None)
 
@@ -165,10 +170,6 @@ class NeuronLayer(SpikingNeuron):
         """A parameter that the authors' checkpoints have and the equations do not."""
         return nn.Parameter(torch.zeros(1), requires_grad=False)
 
-    def _pathway(self, inputs: int, kernel_size: int, conv_groups: int, norm_groups: int) -> nn.Sequential:
-        conv = nn.Conv2d(inputs, self.channels, kernel_size, padding=kernel_size // 2, groups=conv_groups, bias=False)
-        return nn.Sequential(conv, nn.GroupNorm(norm_groups, self.channels, eps=1e-5))
-
     def _current(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -211,8 +212,12 @@ class CircuitLayer(NeuronLayer):
             cls.state_names = (*cls.cell.states, "spikes")
 
     def _build(self, kernel_size: int, groups: int) -> None:
-        self.conv_h = self._pathway(self.channels, kernel_size, groups, groups)
-        self.conv_v = self._pathway(self.channels, kernel_size, groups, groups)
+        self.conv_h = self._pathway(kernel_size, groups)
+        self.conv_v = self._pathway(kernel_size, groups)
+
+    def _pathway(self, kernel_size: int, groups: int) -> nn.Sequential:
+        conv = nn.Conv2d(self.channels, self.channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
+        return nn.Sequential(conv, nn.GroupNorm(groups, self.channels, eps=1e-5))
 
     def _make_config(self, groups: int, gradient_detach: bool, **options: Any) -> STCConfig:
         return STCConfig(groups=groups, gradient_detach=gradient_detach, **options)
