@@ -63,7 +63,7 @@ int persistent_backward(const StcBackward<float>& p, const Plan& plan, void* wor
                 static_cast<const float*>(w.partial_weights), int(splits) * Weights::kParts);
     return 0;
   });
-  launch.flat(channel_gradients<float>, s.channels, p, CircuitCells::traits(p.in.neuron).coefficients,
+  launch.flat(channel_gradients<float>, s.channels * kChannelSums, p, CircuitCells::traits(p.in.neuron).coefficients,
               static_cast<const double*>(w.trace.partial_sums));
   return launch.error();
 }
