@@ -45,7 +45,7 @@ FAULTS = [
     # Layout of the matrix fragments.
     fault(
         "registers y and z of the gate weights swapped",
-        ("const int path = r % 2, c = tile", "const int path = r / 2, c = tile"),
+        ("const int path = r % 2, row", "const int path = r / 2, row"),
         ("+ e + (r / 2) * 8", "+ e + (r % 2) * 8"),
     ),
     fault(

@@ -52,10 +52,11 @@ int persistent_backward(const StcBackward<float>& p, const Plan& plan, void* wor
   with_sizes(s, [&](auto channels, auto kernel) {
     using Weights = WeightProduct<channels(), kernel()>;
     const unsigned splits = unsigned(weight_splits(s));
-    launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, w.weights);
+    start_packing<channels(), kernel()>(launch, p.in, w.weights);
     if (!p.gradient_detach)
-      launch.start(pack_transposed_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in,
-                   w.transposed);
+      launch.start(pack_transposed_weights<channels(), kernel()>,
+                   dim3(unsigned(s.groups), TransposedProduct<channels(), kernel()>::kChunks), kPackTransposedThreads,
+                   0, p.in, w.transposed);
     with_cell(p.in, [&](auto cell) { start_backward<decltype(cell)>(launch, p, plan, w); });
     launch.start(weight_gradient_partials<channels(), kernel()>, dim3(unsigned(s.groups), splits), Weights::kWarps * 32,
                  0, s, w.trace, w.partial_weights);

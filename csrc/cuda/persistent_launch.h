@@ -72,4 +72,10 @@ inline PackedWeights carve_weights(WorkspaceCarver& carver, const Shape& s) {
   });
 }
 
+template <int Channels, int Kernel>
+void start_packing(Launcher& launch, const StcInputs<float>& in, const PackedWeights& packed) {
+  launch.start(pack_weights<Channels, Kernel>, dim3(unsigned(in.shape.groups), Channels / kPackChannels), kPackThreads,
+               0, in, packed);
+}
+
 }  // namespace stc::cuda
