@@ -20,7 +20,7 @@ struct BackwardWorkspace {
   uint4* transposed;
   BackwardTrace trace;
   BackwardSlots slots;
-  float* partial_weights;
+  float4* partial_weights;
 };
 
 // Defined in persistent_*_launch.cuh.
