@@ -25,7 +25,7 @@ DOCUMENT = ROOT / "docs" / "kernels.md"
 COMMAND = "python -m bench.kernel_table"
 LAYERS = (Layer(256, 16, 32, 32, 5), Layer(128, 16, 16, 16, 5))
 PERSISTENT = ("persistent_forward", "persistent_backward")
-BESIDE = ("weight_gradient_partials",)  # launched once a backward pass, without dynamic shared memory
+BESIDE = {"weight_gradient_partials": 128}  # launched once a backward pass; dynamic shared bytes of a thread
 
 _TEXT = """# The CUDA kernels, as compiled
 
@@ -93,7 +93,8 @@ def _rows(objects: list[Object], layer: Layer) -> list[str]:
                 if name in PERSISTENT:
                     sizes = [(planned.warps * 32, planned.shared_memory) for planned in launches(kernel, layer)]
                 elif kernel.numbers[:2] == (layer.in_group, layer.kernel):
-                    sizes = [(compiled.largest_blocks[kernel.symbol], 0)]
+                    threads = compiled.largest_blocks[kernel.symbol]
+                    sizes = [(threads, threads * BESIDE[name])]
                 else:
                     sizes = []
                 for threads, dynamic in sizes:

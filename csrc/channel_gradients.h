@@ -1,4 +1,4 @@
-// From the sums over a channel to the gradients of its parameters.
+// From a sum over a channel to the gradient of its parameter.
 #pragma once
 
 #include "cell.h"
@@ -6,18 +6,16 @@
 
 namespace stc {
 
+// Sum `sum` (ChannelSum) of channel c, if its gradient is wanted.
 template <class T>
-STC_HD void store_channel_gradients(const StcBackward<T>& p, int coefficients, int64_t c,
-                                    const double (&sums)[kChannelSums]) {
-  for (int norm = 0; norm < kNorms; ++norm) {
-    if (!p.grad_norm_weight[norm]) continue;
-    p.grad_norm_weight[norm][c] = T(sums[2 * norm]);
-    p.grad_norm_bias[norm][c] = T(sums[2 * norm + 1]);
-  }
-  if (p.grad_threshold) p.grad_threshold[c] = T(sums[kThresholdSum]);
-  if (p.grad_coefficients)
-    for (int k = 0; k < kMaxCoefficients; ++k)  // a constant bound, so that the sums can be registers
-      if (k < coefficients) p.grad_coefficients[k * p.in.shape.channels + c] = T(sums[kCoefficientSums + k]);
+STC_HD void store_channel_gradient(const StcBackward<T>& p, int64_t c, int sum, double value) {
+  T* to = nullptr;
+  for (int norm = 0; norm < kNorms; ++norm)  // constant indices, so that the pointers need no local copy
+    if (sum / 2 == norm) to = sum % 2 ? p.grad_norm_bias[norm] : p.grad_norm_weight[norm];
+  if (sum == kThresholdSum) to = p.grad_threshold;
+  if (sum >= kCoefficientSums && p.grad_coefficients)
+    to = p.grad_coefficients + (sum - kCoefficientSums) * p.in.shape.channels;
+  if (to) to[c] = T(value);
 }
 
 }  // namespace stc

@@ -145,8 +145,8 @@ def tensor_core_products(kernel: Kernel) -> dict[str, int]:
     channels, size = kernel.numbers[:2]
     tiles = channels // 8
     if kernel.name == "weight_gradient_partials":
-        # taps of a kernel row x 2C outputs in m tiles of 16 x C inputs in n tiles of 8 x bf16 terms of the gradient
-        return {"bf16": size * tiles * tiles * 3}
+        # taps of a kernel row x C inputs in n tiles of 8 x bf16 terms of the gradient; a warp has one m tile
+        return {"bf16": size * tiles * 3}
     runs = kernel.numbers[2]
     # 16 pixels of a run in n tiles of 8 x 2C outputs in m tiles of 16 x fp16 terms of a weight
     products = {"f16": runs * 2 * tiles * 2}
@@ -176,12 +176,12 @@ def test_products_are_on_tensor_cores(objects: list[Object], arch: int) -> None:
 
 
 # fp32 tensors of neurons are read and written four at a time where they are aligned; the 32-bit accesses beside that
-# serve ragged and strided rows. Sums of the weight gradient leave once a launch, in the order of the accumulators.
+# serve ragged and strided rows.
 def wide_accesses(kernel: Kernel) -> dict[str, int]:
     """The least number of 128-bit accesses, from the fours of neurons of a thread, whose loops are unrolled."""
     channels = kernel.numbers[0]
     if kernel.name == "weight_gradient_partials":
-        return {"LDG": 2 * channels // 8}  # z' of two rows of outputs an m tile
+        return {"LDG": 1, "STG": kernel.numbers[1] * channels // 8}  # z', in a loop; all sums
     fours = kernel.numbers[2] * channels // 8
     if kernel.name == "persistent_forward":
         # The current twice; spikes, u, v_seq. Where a thread has few fours, nvcc writes these in halves and quarters,

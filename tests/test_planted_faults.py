@@ -45,12 +45,12 @@ FAULTS = [
     # Layout of the matrix fragments.
     fault(
         "registers y and z of the gate weights swapped",
-        ("const int path = r % 2, c = tile", "const int path = r / 2, c = tile"),
+        ("const int path = r % 2, row", "const int path = r / 2, row"),
         ("+ e + (r / 2) * 8", "+ e + (r % 2) * 8"),
     ),
     fault(
         "register z of z' is register x",
-        ("h.y, term), bf16_pair(g.z, g.w,", "h.y, term), bf16_pair(g.x, g.y,"),
+        ("split_pair(upper.z, upper.w, x[2])", "split_pair(upper.x, upper.y, x[2])"),
     ),
     fault(
         "rows of the two pathways swapped",
@@ -86,7 +86,12 @@ FAULTS = [
     fault("spreads merged as if of equal size", ("__fdividef(other_count, total)", "0.5f")),
     fault("distance of two means forgotten", ("+ difference * difference * share * (1.f - share)", "")),
     fault("two quads missing in a channel's sum", ("sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 2);", "")),
-    fault("last part of the weight gradient missing", ("k < count; ++k) total", "k < count - 1; ++k) total")),
+    fault("last split of the weight gradient missing", ("k < count; ++k) total", "k < count - 1; ++k) total")),
+    fault("last part of a block's weight gradient missing", ("p < Product::kParts - 1", "p < Product::kParts - 2")),
+    fault(
+        "spikes of the first map in the weight gradient of the next",
+        ("map_words = words[batch / map_batches % 2]", "map_words = words[0]"),
+    ),
     fault(
         "general kernels: first warp missing",
         ("int w = 0; w < kThreads / 32", "int w = 1; w < kThreads / 32"),
@@ -104,7 +109,7 @@ FAULTS = [
     ),
     # Equations.
     fault("taps of the transposed convolutions not reversed", ("Product::kTaps - 1 - tap]", "tap]")),
-    fault("kernel row ignored in the weight gradient", ("(y + ky) * stride", "y * stride")),
+    fault("kernel row ignored in the weight gradient", ("tile % Kernel * stride", "0 * stride")),
     fault("sign of the gradient through the reset", (": -k.threshold) * grad_v", ": k.threshold) * grad_v")),
     fault("eps forgotten", ("+ float(p.in.eps)", "")),
     fault("upstream gradient of v_seq forgotten", ("if (p.grad_v_seq_out.data)", "if (false)")),

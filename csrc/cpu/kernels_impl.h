@@ -67,7 +67,7 @@ void reduce(const StcBackward<T>& p, const CpuBuffers<T>& buffers, int64_t begin
         const double* part = buffers.partial_sums + (n * shape.channels + c) * kChannelSums;
         for (int k = 0; k < kChannelSums; ++k) sums[k] += part[k];
       }
-      store_channel_gradients(p, coefficients, c, sums);
+      for (int k = 0; k < kCoefficientSums + coefficients; ++k) store_channel_gradient(p, c, k, sums[k]);
     }
   }
 }

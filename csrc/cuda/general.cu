@@ -95,7 +95,7 @@ int general_backward(const StcBackward<T>& p, void* workspace, Stream stream) {
     launch.flat(weight_gradient<T>, s.samples ? weights : 0, p, w, t == s.steps - 1);
     if (!p.gradient_detach && (t > 0 || p.grad_spikes)) launch.flat(spike_gradient<T>, geo.state, p, w);
   }
-  launch.flat(channel_gradients<T>, s.channels, p, traits.coefficients, w.partial_sums);
+  launch.flat(channel_gradients<T>, s.channels * kChannelSums, p, traits.coefficients, w.partial_sums);
   if (p.grad_spikes) launch.flat(copy_state<T>, geo.state, w.grad_spikes, p.grad_spikes, geo.state);
   return launch.error();
 }

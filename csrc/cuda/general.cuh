@@ -395,19 +395,18 @@ __global__ void spike_gradient(StcBackward<T> p, Workspace<T> w) {
   w.grad_spikes[i] = total;
 }
 
-// Gradients of a channel's parameters from the sums over the samples, one channel a thread.
+// Gradients of the channels' parameters from the sums over the samples, one sum of a channel a thread.
 template <class T>
 __global__ void channel_gradients(StcBackward<T> p, int coefficients, const double* partial) {
-  const Shape& s = p.in.shape;
-  const int64_t c = global_thread();
-  if (c >= s.channels) return;
-  double sums[kChannelSums] = {};
+  const int64_t sums = p.in.shape.channels * kChannelSums, i = global_thread();
+  const int sum = int(i % kChannelSums);
+  // the others were not written
   const int count = p.grad_threshold || p.grad_coefficients ? kCoefficientSums + coefficients : kThresholdSum;
-  for (int64_t n = 0; n < s.samples; ++n)
-#pragma unroll
-    for (int k = 0; k < kChannelSums; ++k)
-      if (k < count) sums[k] += partial[(n * s.channels + c) * kChannelSums + k];
-  store_channel_gradients(p, coefficients, c, sums);
+  if (i >= sums || sum >= count) return;
+  double total = 0;
+#pragma unroll 8
+  for (int64_t n = 0; n < p.in.shape.samples; ++n) total += partial[n * sums + i];
+  store_channel_gradient(p, i / kChannelSums, sum, total);
 }
 
 template <class T>

@@ -84,51 +84,54 @@ struct BackwardSlots {
   float* constants;     // [1 + kCoefficients][kTiles][threads]: gradients of threshold and coefficients so far
 };
 
-constexpr int kPackThreads = 256;
+constexpr int kPackChannels = 2;                      // of a block of pack_weights
+constexpr int kPackThreads = 2 * kPackChannels * 32;  // a warp an output
 
-// One block a group.
+// Grid (groups, Channels / kPackChannels): a block packs both gates of its channels.
 template <int Channels, int Kernel>
 __global__ void __launch_bounds__(kPackThreads) pack_weights(StcInputs<float> in, PackedWeights packed) {
   using Product = GateProduct<Channels, Kernel>;
   constexpr int kWeights = Channels * Product::kTaps;  // of one output
-  GPU_SHARED(float, scale, [2 * Channels]);
-  const int64_t first = int64_t(blockIdx.x) * Channels;
+  GPU_SHARED(float, weights, [2][kPackChannels][kWeights]);
+  const int first = int(blockIdx.y) * kPackChannels;  // of the group's channels
   {
-    // lanes next to each other share an output
-    constexpr int kLanes = kPackThreads / (2 * Channels);
-    const int output = int(threadIdx.x) / kLanes, path = output / Channels, c = output % Channels;
-    const float* w = (path ? in.spatial_weight : in.temporal_weight) + (first + c) * kWeights;
+    const int lane = threadIdx.x % 32, path = threadIdx.x / 32 / kPackChannels, c = threadIdx.x / 32 % kPackChannels;
+    const float* w =
+        (path ? in.spatial_weight : in.temporal_weight) + (int64_t(blockIdx.x) * Channels + first + c) * kWeights;
     float largest = 0.f;
-    for (int i = threadIdx.x % kLanes; i < kWeights; i += kLanes) largest = fmaxf(largest, fabsf(w[i]));
-#pragma unroll
-    for (int distance = kLanes / 2; distance; distance /= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
-    if (threadIdx.x % kLanes == 0) {
-      // brings the largest weight to [2^13, 2^14), inside fp16 with its small neighbours; as far as fp32 has the scale
-      const int exponent = largest > 0.f ? min(13 - ilogbf(largest), 126) : 0;
-      scale[output] = ldexpf(1.f, exponent);
-      packed.scale[blockIdx.x * 2 * Channels + output] = ldexpf(1.f, -exponent);
+    for (int i = lane; i < kWeights; i += 32) {
+      const float value = w[i];
+      weights[path][c][i] = value;
+      largest = fmaxf(largest, fabsf(value));
     }
+#pragma unroll
+    for (int distance = 16; distance; distance /= 2)
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    // brings the largest weight to [2^13, 2^14), inside fp16 with its small neighbours; as far as fp32 has the scale
+    const int exponent = largest > 0.f ? min(13 - ilogbf(largest), 126) : 0;
+    for (int i = lane; i < kWeights; i += 32) weights[path][c][i] *= ldexpf(1.f, exponent);
+    if (lane == 0) packed.scale[(int64_t(blockIdx.x) * 2 + path) * Channels + first + c] = ldexpf(1.f, -exponent);
   }
   __syncthreads();
   uint32_t* out = reinterpret_cast<uint32_t*>(packed.fragments + int64_t(blockIdx.x) * Product::kFragments);
-  for (int i = threadIdx.x; i < Product::kFragments * 4; i += blockDim.x) {
+  for (int i = threadIdx.x; i < Product::kSteps * kPackChannels * 16; i += kPackThreads) {
     // PTX ISA, fragments of mma.m16n8k16: register r holds row lane / 4 (+ 8 if r is odd), columns
     // 2 (lane % 4) + {0, 1} (+ 8 if r >= 2)
-    const int r = i % 4, lane = i / 4 % 32, term = i / 128 % Product::kTerms;
-    const int tile = i / 128 / Product::kTerms % Product::kTiles, step = i / 128 / Product::kTerms / Product::kTiles;
-    const int path = r % 2, c = tile * 8 + lane / 4;
-    const float* w = (path ? in.spatial_weight : in.temporal_weight) + (first + c) * kWeights;
-    uint32_t pair = 0;
+    const int r = i % 4, quad = i / 4 % 4, c = i / 16 % kPackChannels, step = i / 16 / kPackChannels;
+    const int path = r % 2, row = (first + c) % 8, tile = (first + c) / 8;
+    uint32_t pairs[Product::kTerms] = {};
+#pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int k = 2 * (lane % 4) + e + (r / 2) * 8, tap = Product::tap(step, k);
+      const int k = 2 * quad + e + (r / 2) * 8, tap = Product::tap(step, k);
       if (tap >= Product::kTaps) continue;
-      const float value = w[Product::channel(k) * Product::kTaps + tap] * scale[path * Channels + c];
-      const __half high = __float2half_rn(value);
-      const __half part = term == 0 ? high : __float2half_rn(value - __half2float(high));
-      pair |= uint32_t(__half_as_ushort(part)) << (16 * e);
+      const float value = weights[path][c][Product::channel(k) * Product::kTaps + tap];
+      const __half high = __float2half_rn(value), low = __float2half_rn(value - __half2float(high));
+      pairs[0] |= uint32_t(__half_as_ushort(high)) << (16 * e);
+      pairs[1] |= uint32_t(__half_as_ushort(low)) << (16 * e);
     }
-    out[i] = pair;
+#pragma unroll
+    for (int term = 0; term < Product::kTerms; ++term)
+      out[(((step * Product::kTiles + tile) * Product::kTerms + term) * 32 + row * 4 + quad) * 4 + r] = pairs[term];
   }
 }
 

@@ -22,7 +22,7 @@ BackwardWorkspace carve_backward(WorkspaceCarver& carver, const StcBackward<floa
   with_sizes(s, [&](auto channels, auto kernel) {
     using Weights = WeightProduct<channels(), kernel()>;
     w.transposed = carver.take<uint4>(s.groups * TransposedProduct<channels(), kernel()>::kFragments);
-    w.partial_weights = carver.take<float>(weight_splits(s) * Weights::kParts * s.groups * Weights::kWeights);
+    w.partial_weights = carver.take<float4>(weight_splits(s) * s.groups * Weights::kWeights / 4);
     return 0;
   });
   for (float*& gate : w.trace.grad_gates) gate = carver.take<float>(maps);
@@ -51,20 +51,16 @@ int persistent_backward(const StcBackward<float>& p, const Plan& plan, void* wor
   const BackwardWorkspace w = carve_backward(carver, p, plan);
   Launcher launch(stream);
   with_sizes(s, [&](auto channels, auto kernel) {
-    using Weights = WeightProduct<channels(), kernel()>;
-    const unsigned splits = unsigned(weight_splits(s));
-    launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, w.weights);
+    start_packing<channels(), kernel()>(launch, p.in, w.weights);
     if (!p.gradient_detach)
-      launch.start(pack_transposed_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in,
-                   w.transposed);
+      launch.start(pack_transposed_weights<channels(), kernel()>,
+                   dim3(unsigned(s.groups), TransposedProduct<channels(), kernel()>::kChunks), kPackTransposedThreads,
+                   0, p.in, w.transposed);
     with_cell(p.in, [&](auto cell) { start_backward<decltype(cell)>(launch, p, plan, w); });
-    launch.start(weight_gradient_partials<channels(), kernel()>, dim3(unsigned(s.groups), splits), Weights::kWarps * 32,
-                 0, s, w.trace, w.partial_weights);
-    launch.flat(sum_weight_gradients<channels(), kernel()>, s.groups * Weights::kWeights, p,
-                static_cast<const float*>(w.partial_weights), int(splits) * Weights::kParts);
+    start_weight_gradient<channels(), kernel()>(launch, p, w.trace, int(weight_splits(s)), w.partial_weights);
     return 0;
   });
-  launch.flat(channel_gradients<float>, s.channels, p, CircuitCells::traits(p.in.neuron).coefficients,
+  launch.flat(channel_gradients<float>, s.channels * kChannelSums, p, CircuitCells::traits(p.in.neuron).coefficients,
               static_cast<const double*>(w.trace.partial_sums));
   return launch.error();
 }

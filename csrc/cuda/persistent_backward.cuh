@@ -42,25 +42,30 @@ __device__ __forceinline__ uint32_t bf16_pair(float low, float high, int term) {
   return uint32_t(bf16_term(low, term)) | uint32_t(bf16_term(high, term)) << 16;
 }
 
-// A fragments [group][chunk][step][term][lane]; one block a group.
+constexpr int kPackTransposedThreads = 256;
+
+// A fragments [group][chunk][step][term][lane]. Grid (groups, chunks).
 template <int Channels, int Kernel>
-__global__ void __launch_bounds__(kPackThreads) pack_transposed_weights(StcInputs<float> in, uint4* fragments) {
+__global__ void __launch_bounds__(kPackTransposedThreads)
+    pack_transposed_weights(StcInputs<float> in, uint4* fragments) {
   using Product = TransposedProduct<Channels, Kernel>;
-  const int64_t first = int64_t(blockIdx.x) * Channels;
-  uint32_t* out = reinterpret_cast<uint32_t*>(fragments + int64_t(blockIdx.x) * Product::kFragments);
-  for (int i = threadIdx.x; i < Product::kFragments * 4; i += blockDim.x) {
-    const int r = i % 4, lane = i / 4 % 32, term = i / 128 % Product::kTerms;
-    const int step = i / 128 / Product::kTerms % Product::kSteps, chunk = i / 128 / Product::kTerms / Product::kSteps;
-    const int ci = lane / 4 + r % 2 * 8, output = chunk * Product::kChunk, path = output / Channels;
-    const float* w = path ? in.spatial_weight : in.temporal_weight;
-    uint32_t pair = 0;
+  const int chunk = int(blockIdx.y), output = chunk * Product::kChunk;
+  const float* w = (output < Channels ? in.temporal_weight : in.spatial_weight) +
+                   (int64_t(blockIdx.x) * Channels + output % Channels) * Channels * Product::kTaps;
+  uint32_t* out = reinterpret_cast<uint32_t*>(fragments) +
+                  (int64_t(blockIdx.x) * Product::kChunks + chunk) * Product::kSteps * Product::kTerms * 128;
+  for (int i = threadIdx.x; i < Product::kSteps * 128; i += kPackTransposedThreads) {
+    const int r = i % 4, lane = i / 4 % 32, step = i / 128, ci = lane / 4 + r % 2 * 8;
+    float values[2] = {};
+#pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int k = 2 * (lane % 4) + e + r / 2 * 8, tap = step * 4 + k / 4, co = output % Channels + k % 4;
-      if (tap >= Product::kTaps || ci >= Channels) continue;
-      const float value = w[((first + co) * Channels + ci) * Product::kTaps + Product::kTaps - 1 - tap];
-      pair |= uint32_t(bf16_term(value, term)) << (16 * e);
+      const int k = 2 * (lane % 4) + e + r / 2 * 8, tap = step * 4 + k / 4;
+      if (tap < Product::kTaps && ci < Channels)
+        values[e] = w[(k % 4 * Channels + ci) * Product::kTaps + Product::kTaps - 1 - tap];
     }
-    out[i] = pair;
+#pragma unroll
+    for (int term = 0; term < Product::kTerms; ++term)
+      out[(step * Product::kTerms + term) * 128 + i % 128] = bf16_pair(values[0], values[1], term);
   }
 }
 

@@ -27,7 +27,7 @@ int persistent_forward(const StcForward<float>& p, const Plan& plan, void* works
   const ForwardWorkspace w = carve_forward(carver, p, plan);
   Launcher launch(stream);
   with_sizes(s, [&](auto channels, auto kernel) {
-    launch.start(pack_weights<channels(), kernel()>, dim3(unsigned(s.groups)), kPackThreads, 0, p.in, w.weights);
+    start_packing<channels(), kernel()>(launch, p.in, w.weights);
     return 0;
   });
   with_cell(p.in, [&](auto cell) { start_forward<decltype(cell)>(launch, p, plan, w); });

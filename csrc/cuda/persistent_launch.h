@@ -20,7 +20,7 @@ struct BackwardWorkspace {
   uint4* transposed;
   BackwardTrace trace;
   BackwardSlots slots;
-  float* partial_weights;
+  float4* partial_weights;
 };
 
 // Defined in persistent_*_launch.cuh.
@@ -70,6 +70,12 @@ inline PackedWeights carve_weights(WorkspaceCarver& carver, const Shape& s) {
     packed.scale = carver.take<float>(2 * s.channels);
     return packed;
   });
+}
+
+template <int Channels, int Kernel>
+void start_packing(Launcher& launch, const StcInputs<float>& in, const PackedWeights& packed) {
+  launch.start(pack_weights<Channels, Kernel>, dim3(unsigned(in.shape.groups), Channels / kPackChannels), kPackThreads,
+               0, in, packed);
 }
 
 }  // namespace stc::cuda

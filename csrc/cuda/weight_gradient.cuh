@@ -5,133 +5,270 @@
 //   2q + e of the lower half = pixel 4q + e, of the upper half = pixel 4q + 2 + e, so that a thread reads four
 //   neighbours
 //
-// z' needs range: it is the sum of three bf16 numbers. The warps of a block split as many runs of pixels into those,
-// put the fragments into shared memory, and then each takes one kernel row of a part of the runs. Its sums stay in its
-// accumulators to the end; the partial sums are added in a fixed order by a second kernel.
+// z' needs range: it is the sum of three bf16 numbers. Each warp splits one m tile of a run of pixels into those and
+// puts the fragments into shared memory, for all; then it multiplies one m tile with one kernel row, over a part of the
+// runs. The z' of the next batch of runs is on its way meanwhile. Tensor cores cut sums off instead of rounding them,
+// so they add no more than one run; the sums of the runs are ordinary ones. The parts of a block are added in shared
+// memory, and the sums of the blocks by a second kernel, all in a fixed order.
 #pragma once
 
+#include "launcher.h"
 #include "persistent_backward.cuh"
 
 namespace stc::cuda {
 
 template <int Channels, int Kernel>
 struct WeightProduct {
-  static constexpr int kParts = 2;  // of the pixels of a map
-  static constexpr int kWarps = kParts * Kernel;
-  static constexpr int kOutputTiles = Channels / 8;  // m tiles: 2 * Channels outputs
-  static constexpr int kInputTiles = Channels / 8;   // n tiles
+  static constexpr int kOutputTiles = Channels / 8;     // m tiles: 2 * Channels outputs
+  static constexpr int kInputTiles = Channels / 8;      // n tiles
+  static constexpr int kTiles = kOutputTiles * Kernel;  // m tile and kernel row: of a warp
+  static constexpr int kParts = 4 / kOutputTiles;       // of the runs of a batch
+  static constexpr int kWarps = kTiles * kParts;        // 4 * Kernel: as many in each quarter of a multiprocessor
+  static constexpr int kBatch = kWarps / kOutputTiles;  // runs of which the fragments are in shared memory together
   static constexpr int kTerms = 3;
-  static constexpr int kFragments = kOutputTiles * kTerms;                    // of a run
+  static constexpr int kSums = Kernel * kInputTiles;                          // fours of sums of a thread
   static constexpr int kWeights = 2 * Channels * Channels * Kernel * Kernel;  // of one group, both pathways
+  static_assert(kTiles * kSums * 32 * 4 == kWeights);
+  // Two batches; at the end the sums of all parts but one.
+  static constexpr int kFragments = 2 * kWarps * kTerms * 32;  // uint4
+  static constexpr int kArriving = kWarps * 2 * 32;            // float4, z' of one batch
+  static constexpr size_t kDynamicBytes = (kFragments + kArriving) * sizeof(uint4);
+  static_assert((kParts - 1) * kTiles * kSums * 32 <= kFragments);
 };
 
-// Grid (groups, splits): split k takes the (step, sample) pairs k, k + splits, ... partial: [splits * kParts, groups,
-// kWeights].
+// The spikes of Kernel + 3 neighbouring pixels that a thread's four see of one kernel row.
+template <int Channels>
+struct SpikeSpan;
+template <>
+struct SpikeSpan<16> {
+  uint2 of[2];
+  // In the lower half the spikes of pixel i, in the upper half those of pixel i + 1.
+  __device__ __forceinline__ uint32_t pair(int i) const {
+    const uint32_t word[] = {of[0].x, of[0].y, of[1].x, of[1].y};
+    return i % 2 ? __byte_perm(word[i / 2], word[i / 2 + 1], 0x5432) : word[i / 2];
+  }
+};
+template <>
+struct SpikeSpan<8> {
+  uint32_t of[2];
+  __device__ __forceinline__ uint32_t pair(int i) const { return __byte_perm(of[0], of[1], i | (i + 1) << 8); }
+};
+
+// Two numbers as pairs of their bf16 terms: cut off, eight of the 24 bits each, so that nothing is lost.
+__device__ __forceinline__ void split_pair(float low, float high, uint32_t (&terms)[3]) {
+#pragma unroll
+  for (int term = 0; term < 3; ++term) {
+    terms[term] = __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7632);
+    low -= __uint_as_float(__float_as_uint(low) & 0xFFFF0000u);
+    high -= __uint_as_float(__float_as_uint(high) & 0xFFFF0000u);
+  }
+}
+
+// Grid (groups, splits): split k takes the (step, sample) pairs k, k + splits, ... partial: [splits, groups, m tile,
+// kernel row, kernel column, n tile, lane], four accumulators each.
 template <int Channels, int Kernel>
 __global__ void __launch_bounds__(WeightProduct<Channels, Kernel>::kWarps * 32)
-    weight_gradient_partials(Shape shape, BackwardTrace trace, float* partial) {
+    weight_gradient_partials(Shape shape, BackwardTrace trace, float4* partial) {
   using Product = WeightProduct<Channels, Kernel>;
   using Word = typename SpikeWord<Channels>::type;
-  constexpr int kPad = Kernel / 2, kSpan = Kernel + 3;  // words that four neighbouring pixels see of one kernel row
-  GPU_SHARED(Word, words, [(kMaxMap + Kernel - 1) * (kMaxMap + Kernel - 1) + kRunPixels]);
-  GPU_SHARED(uint4, fragments, [Product::kWarps][Product::kFragments][32]);  // of a run a warp
+  using Span = SpikeSpan<Channels>;
+  constexpr int kPad = Kernel / 2, kThreads = Product::kWarps * 32;
+  // A row is a multiple of four pixels, and so a thread's four and those right of them are two accesses.
+  constexpr int kMaxStride = (kMaxMap + Kernel - 1 + 3) / 4 * 4;
+  GPU_SHARED(alignas(16) Word, words, [2][(kMaxMap + Kernel - 1) * kMaxStride + kRunPixels]);
+  GPU_SHARED(alignas(4) Word, map, [kMaxMap * kMaxMap]);  // of the next pair, each word its thread's own
+  gpu::SharedCarver carver;
+  uint4* fragments = carver.take<uint4>(Product::kFragments);  // [2][run][m tile][term][lane]
+  float4* arriving = carver.take<float4>(Product::kArriving);  // [run][m tile][2][lane], each its thread's own
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, quad = lane % 4;
-  const int ky = warp % Kernel, part = warp / Kernel;
-  const int height = int(shape.height), width = int(shape.width), stride = width + Kernel - 1, pixels = height * width;
-  const int runs_per_row = (width + kRunPixels - 1) / kRunPixels, runs = height * runs_per_row;
-  const int64_t pairs = shape.steps * shape.samples, first = int64_t(blockIdx.x) * Channels;
-  const bool whole = (width | pixels) % 4 == 0;
+  const int height = int(shape.height), width = int(shape.width), pixels = height * width;
+  const int stride = (width + Kernel - 1 + 3) / 4 * 4;
+  const int wide = width > kRunPixels;  // a row is two runs
+  const int runs = height << wide;
+  const int pairs = int(shape.steps * shape.samples), map_batches = (runs + Product::kBatch - 1) / Product::kBatch;
+  const int copied = pixels % (4 / sizeof(Word)) ? 1 : 4 / sizeof(Word);  // words of the map at a time
+  // Asked each time, outside the products: as variables what follows from it would take registers.
+  const auto thread = [] {
+    int x = int(threadIdx.x);
+    gpu::forget(x);
+    return x;
+  };
 
-  float sum[Kernel][Product::kOutputTiles][Product::kInputTiles][4];
+  // Starts to fetch the next batch: z' of the warp's run and m tile, at its start also the spikes of the map.
+  const auto fetch = [&](int batch) {
+    const int pair = int(blockIdx.y) + batch / map_batches * int(gridDim.y);
+    const int base = batch % map_batches * Product::kBatch;
+    if (pair >= pairs) return;
+    const int warp = thread() / 32, lane = thread() % 32, run = base + warp / Product::kOutputTiles;
+    if (run < runs) {
+      const int x = (run & wide) * kRunPixels + lane % 4 * 4, left = width - x;
+      const bool whole = (width | pixels) % 4 == 0 && left >= 4;
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        const int output = warp % Product::kOutputTiles * 16 + half * 8 + lane / 4;
+        const int64_t channel = int64_t(pair) * shape.channels + int64_t(blockIdx.x) * Channels + output % Channels;
+        const float* from = (output < Channels ? trace.grad_gates[0] : trace.grad_gates[1]) + channel * pixels +
+                            (run >> wide) * width + x;
+        float4* to = arriving + (warp * 2 + half) * 32 + lane;
+        if (whole) {
+          gpu::cp_async<16>(to, from);
+        } else {
+#pragma unroll 1
+          for (int j = 0; j < 4; ++j)
+            gpu::cp_async_zero_fill<4>(reinterpret_cast<float*>(to) + j, j < left ? from + j : from, j < left ? 4 : 0);
+        }
+      }
+    }
+    if (base == 0) {
+      const Word* from =
+          reinterpret_cast<const Word*>(trace.spikes) + (int64_t(pair) * shape.groups + blockIdx.x) * pixels;
+#pragma unroll 1
+      for (int i = thread() * copied; i < pixels; i += kThreads * copied)
+        if (copied > 1)
+          gpu::cp_async<4>(map + i, from + i);
+        else
+          map[i] = from[i];
+    }
+    gpu::cp_async_commit();
+  };
+  const auto put = [&](int batch) {
+    const int base = batch % map_batches * Product::kBatch;
+    const int warp = thread() / 32, lane = thread() % 32;
+    uint4* to = fragments + batch % 2 * (Product::kFragments / 2);
+    gpu::cp_async_wait<0>();
+    if (base + warp / Product::kOutputTiles < runs) {
+      const float4 upper = arriving[warp * 64 + lane], lower = arriving[warp * 64 + 32 + lane];
+      uint32_t x[4][Product::kTerms];
+      split_pair(upper.x, upper.y, x[0]);
+      split_pair(lower.x, lower.y, x[1]);
+      split_pair(upper.z, upper.w, x[2]);
+      split_pair(lower.z, lower.w, x[3]);
+#pragma unroll
+      for (int term = 0; term < Product::kTerms; ++term)
+        to[(warp * Product::kTerms + term) * 32 + lane] = make_uint4(x[0][term], x[1][term], x[2][term], x[3][term]);
+    }
+    if (base == 0)
+#pragma unroll 1
+      for (int i = thread() * copied; i < pixels; i += kThreads * copied)
+        for (int j = i; j < i + copied; ++j)
+          words[batch / map_batches % 2][(j / width + kPad) * stride + j % width + kPad] = map[j];
+  };
+
+  float sum[Kernel][Product::kInputTiles][4];
 #pragma unroll
   for (int kx = 0; kx < Kernel; ++kx)
 #pragma unroll
-    for (int m = 0; m < Product::kOutputTiles; ++m)
+    for (int k = 0; k < Product::kInputTiles; ++k)
 #pragma unroll
-      for (int k = 0; k < Product::kInputTiles; ++k)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sum[kx][m][k][e] = 0.f;
+      for (int e = 0; e < 4; ++e) sum[kx][k][e] = 0.f;
 
-  for (int i = threadIdx.x; i < int(sizeof words / sizeof(Word)); i += blockDim.x) words[i] = 0;
-  for (int64_t pair = blockIdx.y; pair < pairs; pair += gridDim.y) {
-    __syncthreads();  // the halo is zero, or the products with the map before are done
-    const Word* from = reinterpret_cast<const Word*>(trace.spikes) + (pair * shape.groups + blockIdx.x) * pixels;
-    for (int i = threadIdx.x; i < pixels; i += blockDim.x)
-      words[(i / width + kPad) * stride + i % width + kPad] = from[i];
-
-    const int64_t maps = (pair * shape.channels + first) * pixels;
+  fetch(0);
+  for (int i = threadIdx.x; i < int(sizeof words[0] / sizeof(Word)); i += kThreads) words[0][i] = words[1][i] = 0;
+  __syncthreads();  // the halo is zero
 #pragma unroll 1
-    for (int base = 0; base < runs; base += Product::kWarps) {
-      const int end = min(runs, base + Product::kWarps);
-      __syncthreads();  // the products with the fragments before are done
-      if (base + warp < end) {
-        const int y = (base + warp) / runs_per_row, x = (base + warp) % runs_per_row * kRunPixels + 4 * quad;
-        const auto gradients = [&](int output) {
-          const float* map = trace.grad_gates[output / Channels] + maps + output % Channels * pixels;
-          return load4(map + y * width + x, 1, width - x, whole);
-        };
+  for (int batch = 0; int(blockIdx.y) + batch / map_batches * int(gridDim.y) < pairs; ++batch) {
+    put(batch);
+    __syncthreads();  // the batch is there, and the products with the other half of the fragments are done
+    fetch(batch + 1);
+
+    const int lane = thread() % 32, row = lane / 4, quad = lane % 4;
+    const int tile = thread() / 32 % Product::kTiles, part = thread() / 32 / Product::kTiles;
+    const int first = batch % map_batches * Product::kBatch, end = min(runs, first + Product::kBatch);
+    const uint4* from = fragments + batch % 2 * (Product::kFragments / 2) +
+                        (part * Product::kOutputTiles + tile / Kernel) * Product::kTerms * 32 + lane;
+    const Word* map_words = words[batch / map_batches % 2] + tile % Kernel * stride + 4 * quad;
+#pragma unroll 1
+    for (int run = first + part; run < end; run += Product::kParts) {
+      uint4 a[Product::kTerms];
 #pragma unroll
-        for (int m = 0; m < Product::kOutputTiles; ++m) {
-          const float4 g = gradients(m * 16 + row), h = gradients(m * 16 + row + 8);
+      for (int term = 0; term < Product::kTerms; ++term) a[term] = from[term * 32];
+      from += Product::kParts * Product::kOutputTiles * Product::kTerms * 32;
+      const Span seen = *reinterpret_cast<const Span*>(map_words + (run >> wide) * stride + (run & wide) * kRunPixels);
 #pragma unroll
-          for (int term = 0; term < Product::kTerms; ++term)
-            fragments[warp][m * Product::kTerms + term][lane] =
-                make_uint4(bf16_pair(g.x, g.y, term), bf16_pair(h.x, h.y, term), bf16_pair(g.z, g.w, term),
-                           bf16_pair(h.z, h.w, term));
+      for (int kx = 0; kx < Kernel; ++kx) {
+        float run_sum[Product::kInputTiles][4];
+#pragma unroll
+        for (int k = 0; k < Product::kInputTiles; ++k) {
+          // a spike is 2, the one number near 1 that is a single bit in bf16
+          const auto spikes = [&](int i) {
+            const uint32_t pair_of = seen.pair(i);
+            return __funnelshift_l(pair_of, pair_of, unsigned(14 - 8 * k - row)) & 0x40004000u;
+          };
+          const uint2 b = make_uint2(spikes(kx), spikes(kx + 2));
+#pragma unroll
+          for (int e = 0; e < 4; ++e) run_sum[k][e] = 0.f;
+#pragma unroll
+          for (int term = Product::kTerms - 1; term >= 0; --term) gpu::mma_m16n8k16_bf16(run_sum[k], a[term], b);
         }
-      }
-      __syncthreads();
-#pragma unroll 1
-      for (int run = base + part; run < end; run += Product::kParts) {
-        const int y = run / runs_per_row, x = run % runs_per_row * kRunPixels + 4 * quad;
-        uint4 a[Product::kFragments];
 #pragma unroll
-        for (int k = 0; k < Product::kFragments; ++k) a[k] = fragments[run - base][k][lane];
-        uint32_t seen[kSpan];
+        for (int k = 0; k < Product::kInputTiles; ++k)
 #pragma unroll
-        for (int i = 0; i < kSpan; ++i) seen[i] = uint32_t(words[(y + ky) * stride + x + i]) >> row;
-#pragma unroll
-        for (int kx = 0; kx < Kernel; ++kx)
-#pragma unroll
-          for (int k = 0; k < Product::kInputTiles; ++k) {
-            const auto bit = [&](int i) { return seen[kx + i] >> (8 * k) & 1u; };
-            const uint2 b = make_uint2((bit(0) | bit(1) << 16) * 0x3F80u, (bit(2) | bit(3) << 16) * 0x3F80u);
-#pragma unroll
-            for (int m = 0; m < Product::kOutputTiles; ++m)
-#pragma unroll
-              for (int term = Product::kTerms - 1; term >= 0; --term)
-                gpu::mma_m16n8k16_bf16(sum[kx][m][k], a[m * Product::kTerms + term], b);
-          }
+          for (int e = 0; e < 4; ++e) sum[kx][k][e] += run_sum[k][e];
       }
     }
   }
 
-  float* out =
-      partial + ((int64_t(blockIdx.y) * Product::kParts + part) * shape.groups + blockIdx.x) * Product::kWeights;
+  float4* others = reinterpret_cast<float4*>(fragments);  // [kParts - 1][kTiles][kSums][lane]
+  const int lane = thread() % 32, warp = thread() / 32;
+  const int tile = warp % Product::kTiles, part = warp / Product::kTiles;
+  __syncthreads();  // the products with the last fragments are done
+  if (part > 0) {
 #pragma unroll
-  for (int kx = 0; kx < Kernel; ++kx)
+    for (int i = 0; i < Product::kSums; ++i) {
+      const float (&own)[4] = sum[i / Product::kInputTiles][i % Product::kInputTiles];
+      others[((warp - Product::kTiles) * Product::kSums + i) * 32 + lane] = make_float4(own[0], own[1], own[2], own[3]);
+    }
+  }
+  __syncthreads();
+  if (part > 0) return;
+  float4* out =
+      partial + ((int64_t(blockIdx.y) * shape.groups + blockIdx.x) * Product::kTiles + tile) * Product::kSums * 32;
 #pragma unroll
-    for (int m = 0; m < Product::kOutputTiles; ++m)
+  for (int i = 0; i < Product::kSums; ++i) {
+    float (&own)[4] = sum[i / Product::kInputTiles][i % Product::kInputTiles];
 #pragma unroll
-      for (int k = 0; k < Product::kInputTiles; ++k)
+    for (int p = 0; p < Product::kParts - 1; ++p) {
+      const float4 other = others[((p * Product::kTiles + tile) * Product::kSums + i) * 32 + lane];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int output = m * 16 + row + e / 2 * 8, input = k * 8 + 2 * quad + e % 2;
-          out[((output * Channels + input) * Kernel + ky) * Kernel + kx] = sum[kx][m][k][e];
-        }
+      for (int e = 0; e < 4; ++e) own[e] += component_of(other, e);
+    }
+    out[i * 32 + lane] = make_float4(0.5f * own[0], 0.5f * own[1], 0.5f * own[2], 0.5f * own[3]);
+  }
 }
 
-// One weight a thread.
+// One weight a thread, in the order of the partial sums.
 template <int Channels, int Kernel>
 __global__ void sum_weight_gradients(StcBackward<float> p, const float* partial, int count) {
   using Product = WeightProduct<Channels, Kernel>;
   const int64_t groups = p.in.shape.groups, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= groups * Product::kWeights) return;
   float total = 0.f;
+#pragma unroll 8
   for (int k = 0; k < count; ++k) total += partial[k * groups * Product::kWeights + i];
-  const int64_t group = i / Product::kWeights, weight = i % Product::kWeights, half = Product::kWeights / 2;
-  (weight < half ? p.grad_temporal_weight : p.grad_spatial_weight)[group * half + weight % half] = total;
+  const int64_t group = i / Product::kWeights;
+  int rest = int(i % Product::kWeights);
+  const auto take = [&](int size) {
+    const int index = rest % size;
+    rest /= size;
+    return index;
+  };
+  const int e = take(4), lane = take(32), k = take(Product::kInputTiles), kx = take(Kernel), ky = take(Kernel);
+  const int output = rest * 16 + lane / 4 + e / 2 * 8, input = k * 8 + 2 * (lane % 4) + e % 2;
+  const int64_t channel = group * Channels + output % Channels;
+  (output < Channels ? p.grad_temporal_weight
+                     : p.grad_spatial_weight)[((channel * Channels + input) * Kernel + ky) * Kernel + kx] = total;
+}
+
+// partial: [splits, groups, kWeights].
+template <int Channels, int Kernel>
+void start_weight_gradient(Launcher& launch, const StcBackward<float>& p, const BackwardTrace& trace, int splits,
+                           float4* partial) {
+  using Product = WeightProduct<Channels, Kernel>;
+  const Shape& s = p.in.shape;
+  launch.start(weight_gradient_partials<Channels, Kernel>, dim3(unsigned(s.groups), unsigned(splits)),
+               Product::kWarps * 32, Product::kDynamicBytes, s, trace, partial);
+  launch.flat(sum_weight_gradients<Channels, Kernel>, s.groups * Product::kWeights, p,
+              reinterpret_cast<const float*>(partial), splits);
 }
 
 }  // namespace stc::cuda
