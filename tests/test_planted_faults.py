@@ -94,10 +94,6 @@ FAULTS = [
     fault("last split of the weight gradient missing", ("k < count; ++k) total", "k < count - 1; ++k) total")),
     fault("last part of a block's weight gradient missing", ("p < Product::kParts - 1", "p < Product::kParts - 2")),
     fault(
-        "spikes of the first map in the weight gradient of the next",
-        ("map_words = words[batch / map_batches % 2]", "map_words = words[0]"),
-    ),
-    fault(
         "general kernels: first warp missing",
         ("int w = 0; w < kThreads / 32", "int w = 1; w < kThreads / 32"),
         channels=3,

@@ -41,7 +41,8 @@ template <int Channels>
 struct SpikeSpan;
 template <>
 struct SpikeSpan<16> {
-  uint2 of[2];
+  using Four = uint2;
+  Four of[2];
   // In the lower half the spikes of pixel i, in the upper half those of pixel i + 1.
   __device__ __forceinline__ uint32_t pair(int i) const {
     const uint32_t word[] = {of[0].x, of[0].y, of[1].x, of[1].y};
@@ -50,7 +51,8 @@ struct SpikeSpan<16> {
 };
 template <>
 struct SpikeSpan<8> {
-  uint32_t of[2];
+  using Four = uint32_t;
+  Four of[2];
   __device__ __forceinline__ uint32_t pair(int i) const { return __byte_perm(of[0], of[1], i | (i + 1) << 8); }
 };
 
@@ -183,7 +185,9 @@ __global__ void __launch_bounds__(WeightProduct<Channels, Kernel>::kWarps * 32)
 #pragma unroll
       for (int term = 0; term < Product::kTerms; ++term) a[term] = from[term * 32];
       from += Product::kParts * Product::kOutputTiles * Product::kTerms * 32;
-      const Span seen = *reinterpret_cast<const Span*>(map_words + (run >> wide) * stride + (run & wide) * kRunPixels);
+      const auto* fours =
+          reinterpret_cast<const typename Span::Four*>(map_words + (run >> wide) * stride + (run & wide) * kRunPixels);
+      const Span seen{{fours[0], fours[1]}};
 #pragma unroll
       for (int kx = 0; kx < Kernel; ++kx) {
         float run_sum[Product::kInputTiles][4];
