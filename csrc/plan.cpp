@@ -51,10 +51,9 @@ void size_persistent(const Shape& s, const Request& r, Plan& p) {
   // pixels of a map with its halo, and those that a run which is not whole reads beyond the last row
   const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + (s.width % kRunPixels ? kRunPixels : 0);
   if (r.backward) {
-    // the sums of the warps with the parked gates and, for the transposed convolutions, z' of four channels as three
-    // bf16 numbers share one place
-    const bool parks = p.runs_per_warp * tiles == kParkingSlots;
-    const int64_t sums = kMaxWarps * in_group * 6 * 4 + (parks ? p.warps * 32 * 32 : 0);
+    // the sums of the warps and, for the transposed convolutions, z' of four channels as three bf16 numbers share one
+    // place
+    const int64_t sums = kMaxWarps * in_group * 6 * 4;
     p.dynamic_bytes += std::max(sums, r.attached ? round_up(3 * area * 4 * 2, 16) : 0);
     p.near_second = cell.states > 1 && take_if_it_fits(neurons);
     p.cached_u = take_if_it_fits(neurons);

@@ -24,7 +24,6 @@ namespace stc::cuda {
 constexpr int kMaxMap = 32;     // rows and columns
 constexpr int kRunPixels = 16;  // of a pair of n tiles
 constexpr int kMaxWarps = 16;
-constexpr int kParkingSlots = 8;  // fours of neurons of a thread
 
 // Approximations of the hardware: relative error some 2^-21 in a gate, far inside the threshold band.
 struct FastMath {
@@ -276,7 +275,7 @@ struct Block {
       for (int m = 0; m < kTiles; ++m)
 #pragma unroll
         for (int term = 0; term < Product::kTerms; ++term)
-          if (term < terms) a[m][term] = fragment(((s * kTiles + m) * Product::kTerms + term) * 32 + lane);
+          a[m][term] = fragment(((s * kTiles + m) * Product::kTerms + term) * 32 + lane);
       const int offset = tap_offset(s, 0), next_offset = tap_offset(s, 1);
 #pragma unroll
       for (int i = 0; i < Runs; ++i)
@@ -627,20 +626,6 @@ class Current {
       float4* slot = slots_ + block_.slot(0, k);
       *slot = widen4(*reinterpret_cast<const uint2*>(slot), in_.storage);
     }
-  }
-
-  // Turns what has arrived into fp32 numbers, for `wide`.
-  __device__ __forceinline__ void widen() const {
-    if (!cached_ || in_.storage == Storage::kState) return;
-#pragma unroll 1
-    for (int k = 0; k < B::kSlots; ++k) {
-      float4* slot = slots_ + block_.slot(0, k);
-      *slot = widen4(*reinterpret_cast<const uint2*>(slot), in_.storage);
-    }
-  }
-  __device__ __forceinline__ float4 wide(int64_t t, int i, int m) const {
-    if (cached_) return slots_[block_.slot(i, m)];
-    return load4(block_, in_.current, in_.storage, t, B::sample(), B::first() + block_.row + m * 8, i);
   }
 
   // The four values of run i, m tile m at step t, the one that was fetched last.

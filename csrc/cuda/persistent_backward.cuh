@@ -82,8 +82,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   constexpr int kTiles = B::kTiles, kStates = Cell::kStates, kCoefficients = Cell::kCoefficients;
   static_assert(kStates <= 2 && Cell::kPotentials == kStates && kCoefficients <= kMaxCoefficients);
   constexpr int kSums = 2 * kNorms;  // of gradient x xhat, and of the gradient, for each norm
-  // Registers are short where a thread owns most: there some of its gates wait in shared memory.
-  constexpr int kParked = B::kSlots == kParkingSlots ? 2 : 0;  // fours of them a thread
 
   GPU_SHARED(Word, words, [B::kWords]);
   GPU_SHARED(uint16_t, runs, [B::kMaxRuns]);
@@ -100,10 +98,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   // a run that is not whole sticks out of the last row
   const int area = (int(p.in.shape.height) + Kernel - 1) * (int(p.in.shape.width) + Kernel - 1) +
                    (p.in.shape.width % kRunPixels ? kRunPixels : 0);
-  // In turn: [kMaxWarps][Channels][kSums] sums of the warps and the parked gates; [kTerms][area][kChunk] bf16 numbers
-  // of z', with a zero halo
-  float* arena = carver.take<float>(max(kMaxWarps * Channels * kSums + 4 * kParked * int(blockDim.x),
-                                        Attached ? Transposed::kTerms * area * Transposed::kChunk / 2 : 0));
+  // In turn: [kMaxWarps][Channels][kSums] sums of the warps; [kTerms][area][kChunk] bf16 numbers of z', with a zero
+  // halo
+  float* arena = carver.take<float>(
+      max(kMaxWarps * Channels * kSums, Attached ? Transposed::kTerms * area * Transposed::kChunk / 2 : 0));
   float4* grad_second = grad_u;
   if constexpr (kStates > 1)
     grad_second = slots.grad_second ? slots.grad_second + int64_t(B::index()) * B::kSlots * int(blockDim.x)
@@ -113,13 +111,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
                           : slots.kept_u + int64_t(B::index()) * B::kSlots * int(blockDim.x);
   const auto kept_u = [&](int slot) -> float4& { return of_block.kept_u[slot]; };
   float4* kept_current = cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : grad_u;
-  const auto parked = [&](int k) -> float4& {
-    int thread = int(threadIdx.x);
-    gpu::forget(thread);
-    return reinterpret_cast<float4*>(arena + kMaxWarps * Channels * kSums)[k * int(blockDim.x) + thread];
-  };
-  // Which of them the gates of a path are in (run i, m tile m); none if not less than kParked.
-  const auto parking = [](int i, int m, int path) { return i < Runs - 1 ? kParked : (kTiles - 1 - m) * 2 + path; };
 
   B block(p.in.shape, runs);
   const int steps = int(p.in.shape.steps);
@@ -270,15 +261,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             value = of_path.centre(value * scale) * of_path.rstd;  // zhat
           }
       }
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-      for (int path = 0; path < 2; ++path)
-        if (const int k = parking(Runs - 1, m, path); k < kParked)
-#pragma unroll
-          for (int j = 0; j < 4; ++j) component(parked(k), j) = z[Runs - 1][j / 2][m][2 * path + j % 2];
     current.arrive();
-    current.widen();
     block.forget();
 
     // The second potential of step t, or for t < 0 the second state before the first step; only the gradients of the
@@ -300,21 +283,18 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 #pragma unroll 1
     for (int pass = kCoefficients > 0 && p.grad_coefficients ? kCoefficientPass : kSumPass; pass <= kGradientPass;
          ++pass) {
-#pragma unroll
+#pragma unroll 1
       for (int m = 0; m < kTiles; ++m) {
         float sums[kSums] = {};
-        float of_coefficients[kCoefficients > 0 ? kCoefficients : 1] = {};
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < Runs; ++i) {
           block.forget();
           const int slot = block.slot(i, m);
-          const float4 before = kept_u(slot), input = current.wide(t, i, m), gu = grad_u[slot];
+          const float4 before = kept_u(slot), input = current(t, i, m), gu = grad_u[slot];
           float4 grad_current, grad_v;
+          float of_coefficients[kCoefficients > 0 ? kCoefficients : 1] = {};
           int c = m * 8 + block.row;
-          const auto zhat = [&](int path, int j) -> float& {
-            const int k = parking(i, m, path);
-            return k < kParked ? component(parked(k), j) : z[i][j / 2][m][2 * path + j % 2];
-          };
+          const auto zhat = [&](int path, int j) -> float& { return z[0][j / 2][0][2 * path + j % 2]; };
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             const Statistics<FastMath> of_current = statistics_of(kCurrent);
@@ -368,15 +348,41 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
               for (int k = 0; k < kCoefficients; ++k) of_coefficients[k] += grad_k.of[k];
             }
           }
-          if (pass != kGradientPass) continue;
-          block.forget();
-          store4(p.grad_current, unit(t) + block.offset(i, m), grad_current, block.left(i), block.whole, storage);
+          if (kCoefficients > 0 && pass == kCoefficientPass)
 #pragma unroll
-          for (int path = 0; path < 2; ++path)
-            store(trace.grad_gates[path] + unit(t), i, m,
-                  make_float4(zhat(path, 0), zhat(path, 1), zhat(path, 2), zhat(path, 3)));
-          grad_u[slot] = grad_v;
+            for (int k = 0; k < kCoefficients; ++k) grad_constant(1 + k, m) += of_coefficients[k];
+          if (pass == kGradientPass) {
+            block.forget();
+            store4(p.grad_current, unit(t) + block.offset(i, m), grad_current, block.left(i), block.whole, storage);
+#pragma unroll
+            for (int path = 0; path < 2; ++path)
+              store(trace.grad_gates[path] + unit(t), i, m,
+                    make_float4(zhat(path, 0), zhat(path, 1), zhat(path, 2), zhat(path, 3)));
+            grad_u[slot] = grad_v;
+          }
+          // Registers have no index: the gates of the next run come to where those of this one were, and these to the
+          // end.
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const float first = z[0][h][0][e];
+#pragma unroll
+              for (int next = 1; next < Runs; ++next) z[next - 1][h][0][e] = z[next][h][0][e];
+              z[Runs - 1][h][0][e] = first;
+            }
         }
+        // and those of the next m tile to where those of this one were
+#pragma unroll
+        for (int i = 0; i < Runs; ++i)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const float first = z[i][h][0][e];
+              z[i][h][0][e] = z[i][h][kTiles - 1][e];
+              z[i][h][kTiles - 1][e] = first;
+            }
         if (pass == kSumPass)
 #pragma unroll
           for (int k = 0; k < kSums; ++k) {
@@ -384,9 +390,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
             sums[k] += __shfl_xor_sync(0xffffffffu, sums[k], 2);
             if (block.quad == 0) arena[(B::warp() * Channels + m * 8 + block.row) * kSums + k] = sums[k];
           }
-        if (kCoefficients > 0 && pass == kCoefficientPass)
-#pragma unroll
-          for (int k = 0; k < kCoefficients; ++k) grad_constant(1 + k, m) += of_coefficients[k];
       }
       if (pass != kSumPass) continue;
       __syncthreads();
@@ -413,7 +416,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
 
     if constexpr (Attached) {
       if (t > 0 || p.grad_spikes) {
-        if constexpr (kParked > 0) __syncthreads();          // nobody needs the parked gates any more
         uint32_t* map = reinterpret_cast<uint32_t*>(arena);  // pairs of bf16 numbers
         for (int i = threadIdx.x; i < Transposed::kTerms * area * Transposed::kChunk / 2; i += blockDim.x) map[i] = 0u;
         // Tensor cores cut sums off. So the five products with a small factor, most of all, have sums of their own,

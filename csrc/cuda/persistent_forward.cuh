@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         const int64_t out = unit(t) + block.offset(i, m);
         float* seconds = p.potentials;  // a state that passes the reset as it is
         if constexpr (kStates > 1)
-          if (seconds) seconds += unit(p.in.shape.steps);
+          if (seconds) seconds += p.in.shape.steps * p.in.shape.samples * p.in.shape.channels * block.pixels;
         if (block.whole && left >= 4) {
           if (p.spikes) store_spikes(p.spikes, out, fired, storage);
           if (p.potentials) *reinterpret_cast<float4*>(p.potentials + out) = u;
