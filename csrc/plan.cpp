@@ -13,6 +13,7 @@ constexpr int kRunPixels = 16, kMaxMap = 32, kMaxWarps = 16, kParkingSlots = 8;
 constexpr int64_t kStaticForward = 3840, kStaticBackward = 4480, kStaticCoefficient = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // nullptr when the persistent kernels take the call.
 const char* why_not_persistent(const Shape& s, const Request& r) {
@@ -47,18 +48,22 @@ void size_persistent(const Shape& s, const Request& r, Plan& p) {
     if (fits) p.dynamic_bytes += bytes;
     return fits;
   };
+  // pixels of a map with its halo, and those that a run which is not whole reads beyond the last row
+  const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + (s.width % kRunPixels ? kRunPixels : 0);
   if (r.backward) {
     // the sums of the warps with the parked gates and, for the transposed convolutions, z' of four channels as three
     // bf16 numbers share one place
     const bool parks = p.runs_per_warp * tiles == kParkingSlots;
     const int64_t sums = kMaxWarps * in_group * 6 * 4 + (parks ? p.warps * 32 * 32 : 0);
-    const int64_t area = (s.height + s.kernel - 1) * (s.width + s.kernel - 1) + (s.width % kRunPixels ? kRunPixels : 0);
-    p.dynamic_bytes += std::max(sums, r.attached ? ceil_div(3 * area * 4 * 2, 16) * 16 : 0);
+    p.dynamic_bytes += std::max(sums, r.attached ? round_up(3 * area * 4 * 2, 16) : 0);
     p.near_second = cell.states > 1 && take_if_it_fits(neurons);
     p.cached_u = take_if_it_fits(neurons);
   } else {
-    // beside a second state it would have to spill registers
-    p.resident_weights = cell.states == 1 && take_if_it_fits(ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16);
+    // with the spikes as fp16 numbers in planes of eight channels; beside a second state it would have to spill
+    // registers
+    const int64_t weights = ceil_div(taps * in_group, 16) * tiles * 2 * 32 * 16,
+                  numbers = tiles * round_up(area, 16) * 16;
+    p.resident_weights = cell.states == 1 && take_if_it_fits(weights + numbers);
     p.near_second = cell.states > 1 && take_if_it_fits(neurons);
   }
   p.cached_current = take_if_it_fits(neurons);

@@ -38,7 +38,8 @@ struct Plan {
   // of the persistent kernels
   int runs_per_warp;      // runs of 16 pixels that a warp owns: 1, 2 or 4
   int warps;              // of a block
-  bool resident_weights;  // of the gates, in shared memory; else they stream through the first-level cache
+  bool resident_weights;  // forward: of the gates, in shared memory beside the spikes as fp16 numbers; else they stream
+                          // through the first-level cache, and spikes are bits
   bool cached_current;    // in shared memory, fetched ahead; else it is read again from global memory
   bool cached_u;          // backward: u of the step before, in shared memory
   bool near_second;       // the second state of a cell or its gradient, in shared memory; else in global memory

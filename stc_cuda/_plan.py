@@ -40,7 +40,8 @@ class KernelPlan:
         warps: of a thread block (persistent kernels; else 0).
         shared_memory: dynamic shared memory of a thread block in bytes (persistent kernels; else 0).
         runs_per_warp: sixteen pixels each, of all channels of the unit (persistent kernels; else 0).
-        resident_weights: whether the weights of the gates stay in shared memory (persistent forward).
+        resident_weights: whether the weights of the gates stay in shared memory, beside spikes as fp16 numbers instead
+            of bits (persistent forward).
         cached_current: whether the current is fetched into shared memory (persistent kernels).
         cached_u: whether u of the step before stays in shared memory (persistent backward).
         near_second: whether the second state of a neuron that has one, or its gradient, stays in shared memory

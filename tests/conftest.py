@@ -67,6 +67,20 @@ def any_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def truncating(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Emulated tensor cores cut sums off, as real ones do, instead of rounding them."""
+    if not request.node.get_closest_marker("emulated"):
+        yield
+        return
+    from cuda_emulation import backend
+    from cuda_emulation.control import Rounding
+
+    backend.load().set_mma_rounding(Rounding.TRUNCATE)
+    yield
+    backend.load().set_mma_rounding(Rounding.NEAREST)
+
+
+@pytest.fixture
 def poison() -> Iterator[None]:
     """Memory from ``torch.empty`` is full of NaN, so that an element which no kernel writes shows."""
     before = (torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)

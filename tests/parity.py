@@ -173,3 +173,41 @@ def check_float32(problem: Problem, backend: str, free_running: bool = True) -> 
     if free_running:
         report.add(check_free_running(problem, answer, backend))
     return report
+
+
+def check_gate(backend: str, pathway: str, in_group: int, rate: float | str) -> None:
+    """The gate alone, at a firing rate: u = 1 + tanh(conv) with v or I at 1 and no norms.
+
+    tanh and the sum 1 + tanh each add up to an ulp of 1 to the error of the convolution, 3e-7 of its size.
+    """
+    rng = torch.Generator().manual_seed(in_group)
+    samples, groups, side, k = 2, 2, 13, 5
+    if backend == oracle.EMULATED and in_group > 16:
+        side = 5
+    shape = (samples, groups * in_group, side, side)
+    spikes = torch.zeros(shape)
+    if rate == "all":
+        spikes += 1
+    elif rate == "one":
+        spikes[0, in_group, 0, side - 1] = 1
+    elif rate != "none":
+        spikes = (torch.rand(shape, generator=rng) < rate).float()
+    fan_in = max(1.0, spikes.mean().item() * in_group * k * k)
+    weight = torch.randn(groups * in_group, in_group, k, k, generator=rng) * 0.7 / fan_in**0.5
+    silent = torch.zeros_like(weight)
+    ones, zeros = torch.ones(shape), torch.zeros(shape)
+    temporal = pathway == "temporal"
+    device = oracle.device_of(backend)
+    _, v = kernel(backend)(
+        (zeros if temporal else ones)[None].to(device),
+        (weight if temporal else silent).to(device),
+        (silent if temporal else weight).to(device),
+        groups=groups,
+        v=(ones if temporal else zeros).to(device),
+        spikes=spikes.to(device),
+        v_threshold=1e30,
+    )
+    gate = torch.tanh(torch.nn.functional.conv2d(spikes.double(), weight.double(), padding=k // 2, groups=groups))
+    assert error(v - 1, gate) <= 3e-7 * size(gate) + 0.5 * ULP * gate.numel() ** 0.5
+    if rate == "none":
+        assert torch.equal(v.cpu(), ones)

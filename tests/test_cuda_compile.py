@@ -148,8 +148,9 @@ def tensor_core_products(kernel: Kernel) -> dict[str, int]:
         # taps of a kernel row x 2C outputs in m tiles of 16 x C inputs in n tiles of 8 x bf16 terms of the gradient
         return {"bf16": size * tiles * tiles * 3}
     runs = kernel.numbers[2]
-    # 16 pixels of a run in n tiles of 8 x 2C outputs in m tiles of 16 x fp16 terms of a weight
-    products = {"f16": runs * 2 * tiles * 2}
+    # 16 pixels of a run in n tiles of 8 x 2C outputs in m tiles of 16 x fp16 terms of a weight, which the forward pass
+    # takes one after the other
+    products = {"f16": runs * 2 * tiles * (2 if kernel.name == "persistent_backward" else 1)}
     if kernel.parameters.get("Attached") == "true":
         # n tiles x one m tile of at most 16 inputs x the pairs of bf16 terms (0,0) (0,1) (1,0) (0,2) (1,1) (2,0)
         products["bf16"] = runs * 2 * 6
@@ -178,15 +179,15 @@ def test_products_are_on_tensor_cores(objects: list[Object], arch: int) -> None:
 # fp32 tensors of neurons are read and written four at a time where they are aligned; the 32-bit accesses beside that
 # serve ragged and strided rows. Sums of the weight gradient leave once a launch, in the order of the accumulators.
 def wide_accesses(kernel: Kernel) -> dict[str, int]:
-    """The least number of 128-bit accesses, from the fours of neurons of a thread, whose loops are unrolled."""
+    """The least number of 128-bit accesses, from the fours of neurons of a thread, of loops that are unrolled."""
     channels = kernel.numbers[0]
     if kernel.name == "weight_gradient_partials":
         return {"LDG": 2 * channels // 8}  # z' of two rows of outputs an m tile
-    fours = kernel.numbers[2] * channels // 8
+    tiles, runs = channels // 8, kernel.numbers[2]
     if kernel.name == "persistent_forward":
-        # The current twice; spikes, u, v_seq. Where a thread has few fours, nvcc writes these in halves and quarters,
-        # in one with the stores of ragged rows; the state at the end is left.
-        return {"LDG": 2 * fours, "STG": 3 * fours if kernel.numbers[2] == 4 else 1}
+        # the current in a loop over all fours, and again in one over the runs; there spikes, u and v_seq, too
+        return {"LDG": 1 + tiles, "STG": 3 * tiles}
+    fours = runs * tiles
     return {"LDG": 4 * fours, "STG": 3 * fours}  # the current and u in both visits; its gradient, z' of both gates
 
 

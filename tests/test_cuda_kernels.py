@@ -20,8 +20,10 @@ from cuda_emulation import build
 from cuda_emulation.control import Emulation, Order
 from oracle import EMULATED as BACKEND
 from oracle import Case, make_problem
-from parity import check_float32, listed
+from parity import check_float32, check_gate, listed
 from test_operators import CASES, operator_arguments
+
+from stc_cuda import kernel_plan
 
 pytestmark = [pytest.mark.emulated, pytest.mark.usefixtures("poison")]
 
@@ -66,6 +68,20 @@ def test_persistent_kernels_in_99_kilobytes(detach: bool, emulation: Emulation) 
     assert not report.complaints, listed(report.complaints)
     ran = {site["site"].split(":")[0] for site in emulation.sync_sites() if site["count"]}
     assert ran >= {"persistent_forward.cuh", "persistent_backward.cuh"}
+
+
+@pytest.mark.usefixtures("truncating")
+@pytest.mark.parametrize("pathway", ["temporal", "spatial"])
+@pytest.mark.parametrize("in_group", [16, 8])
+@pytest.mark.parametrize("rate", [0.02, 0.5, 0.9, "all"])
+def test_gate_from_spike_bits(pathway: str, in_group: int, rate: float | str, emulation: Emulation) -> None:
+    """As test_gate_at_every_firing_rate, where weights and spikes as fp16 numbers have no room on chip."""
+    room = 40 * 1024 if in_group == 16 else 20 * 1024
+    plan = kernel_plan((1, 2, 2 * in_group, 13, 13), 5, 2, device="cuda", shared_memory=room)
+    assert plan.kernel == "persistent"
+    assert not plan.resident_weights
+    emulation.set_shared_limit(room)
+    check_gate(BACKEND, pathway, in_group, rate)
 
 
 SMALL = Case(seed=912, in_group=16, kernel=3, height=6, width=18, steps=3, samples=1)

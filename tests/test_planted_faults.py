@@ -56,24 +56,29 @@ FAULTS = [
         "rows of the two pathways swapped",
         ("(path ? in.spatial_weight : in.temporal_weight)", "(path ? in.temporal_weight : in.spatial_weight)"),
     ),
-    fault("pixels of a tile in plain order", ("4 * (row / 2) + row % 2", "row")),
+    fault("pixels of a tile in plain order", ("4 * (column / 2) + column % 2", "column")),
+    fault("second tap of a pair forgotten", ("Product::tap(s, 8 * half)", "Product::tap(s, 0)"), channels=8),
+    fault("second tap in place of the first", ("? 0 : half()", "? 0 : 1"), channels=8),
+    fault("halves of the channels swapped in the map", ("? half() * plane_", "? (1 - half()) * plane_")),
+    fault("n tiles swapped in ldmatrix", ("block_.lane / 16 * 2", "2 - block_.lane / 16 * 2")),
     fault(
-        "second tap of a pair forgotten", ("tap + 1 == Product::kTaps ? tap : tap + 1", "true ? tap : 0"), channels=8
+        "chunks of the map read without the swizzle",
+        ("chunks_ + swizzled(origin + offset)", "chunks_ + origin + offset"),
     ),
-    fault("last tap paired with one past it", ("const int next = Channels == 16", "const int next = true"), channels=8),
+    fault("small terms of the weights taken twice", ("next ? term : 0", "term")),
     # Bits.
     fault("ballot read in the reverse order", ("votes >> quad", "votes >> (3 - quad)")),
     fault("pixels of a thread in the reverse order", ("fired >> j & 1u", "fired >> (3 - j) & 1u")),
-    fault("second byte of channels lost", ("Channels == 16 ? first >> 8", "Channels == 16 ? first")),
+    fault("second byte of channels lost", ("Channels == 16 ? low >> 8", "Channels == 16 ? low")),
     # Edges of the map.
     fault("halo off by one column", ("x(i) + row + kPad", "x(i) + row + kPad - 1")),
     fault("halo off by one row", ("(y(i) + kPad) * stride", "(y(i) + kPad - 1) * stride")),
     fault(
         "ragged pixels in the statistics of the current",
-        ("if (j < block.valid(i)) {\n              const float d", "{\n              const float d"),
+        ("if (j < block.left(k / kTiles)) {\n            const float d", "{\n            const float d"),
     ),
     fault("ragged pixels in the means of the gates", ("sums.mean[kTemporal] += a;", "}{ sums.mean[kTemporal] += a;")),
-    fault("ragged pixels spread into z'", ("if (j >= block.valid(i)) continue;", "")),
+    fault("ragged pixels spread into z'", ("if (j >= block.left(i)) continue;", "")),
     fault("general kernels: edge of the map", ("iy < 0 || iy >= s.height || ", ""), channels=3, mode="asan"),
     # Sums.
     fault(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
-from oracle import ULP, Case, Problem, eager, error, kernel, make_problem, random_case, run, size
-from parity import Float32Report, check_float32, check_float64, listed, on_device
+from oracle import Case, Problem, eager, kernel, make_problem, random_case, run
+from parity import Float32Report, check_float32, check_float64, check_gate, listed, on_device
 
 from stc_cuda.config import SURROGATE_ALPHA
 
@@ -147,44 +147,13 @@ def test_long_sequence(backend: str, v_reset: float | None) -> None:
     check_float32(make_problem(case, torch.float32), backend, free_running=False).check()
 
 
+@pytest.mark.usefixtures("truncating")
 @pytest.mark.parametrize("pathway", ["temporal", "spatial"])
 @pytest.mark.parametrize("in_group", [16, 8, 65])
 @pytest.mark.parametrize("rate", ["none", "one", 0.02, 0.1, 0.25, 0.3, 0.5, 0.9, "all"])
 def test_gate_at_every_firing_rate(backend: str, pathway: str, in_group: int, rate: float | str) -> None:
-    """The gate alone, whatever way to sum it a kernel picks: u = 1 + tanh(conv) with v or I at 1 and no norms."""
-    rng = torch.Generator().manual_seed(in_group)
-    samples, groups, side, k = 2, 2, 13, 5
-    if backend == oracle.EMULATED and in_group > 16:
-        side = 5
-    shape = (samples, groups * in_group, side, side)
-    spikes = torch.zeros(shape)
-    if rate == "all":
-        spikes += 1
-    elif rate == "one":
-        spikes[0, in_group, 0, side - 1] = 1
-    elif rate != "none":
-        spikes = (torch.rand(shape, generator=rng) < rate).float()
-    fan_in = max(1.0, spikes.mean().item() * in_group * k * k)
-    weight = torch.randn(groups * in_group, in_group, k, k, generator=rng) * 0.7 / fan_in**0.5
-    silent = torch.zeros_like(weight)
-    ones, zeros = torch.ones(shape), torch.zeros(shape)
-    temporal = pathway == "temporal"
-    device = oracle.device_of(backend)
-    _, v = kernel(backend)(
-        (zeros if temporal else ones)[None].to(device),
-        (weight if temporal else silent).to(device),
-        (silent if temporal else weight).to(device),
-        groups=groups,
-        v=(ones if temporal else zeros).to(device),
-        spikes=spikes.to(device),
-        v_threshold=1e30,
-    )
-    gate = torch.tanh(torch.nn.functional.conv2d(spikes.double(), weight.double(), padding=k // 2, groups=groups))
-    # tanh and the sum 1 + tanh each add up to an ulp of 1 to the error of the convolution, 3e-7 of its size.
-    bound = 3e-7 * size(gate) + 0.5 * ULP * gate.numel() ** 0.5
-    assert error(v - 1, gate) <= bound
-    if rate == "none":
-        assert torch.equal(v.cpu(), ones)
+    """Whatever way to sum it a kernel picks."""
+    check_gate(backend, pathway, in_group, rate)
 
 
 def test_poison_reaches_the_memory_of_the_operators(backend: str) -> None:

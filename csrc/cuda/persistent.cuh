@@ -1,5 +1,5 @@
-// What the persistent kernels share: one thread block runs all steps of one (sample, group), with the spikes as bits,
-// the membrane potential and the weights on chip.
+// What the persistent kernels share: one thread block runs all steps of one (sample, group), with the spikes, the
+// membrane potential and the weights on chip.
 //
 // The gate convolutions are matrix products on tensor cores (mma.m16n8k16): M = outputs, N = pixels, K = 16 (tap, input
 // channel) pairs. Spikes are exact in fp16; a weight, scaled by a power of two per output channel, is the sum of two
@@ -134,6 +134,10 @@ __global__ void __launch_bounds__(kPackThreads) pack_weights(StcInputs<float> in
 // Two spike bits (0 and 1 of w) as a pair of fp16 numbers.
 __device__ __forceinline__ uint32_t fp16_pair(uint32_t w) { return ((w & 1u) | ((w & 2u) << 15)) * 0x3C00u; }
 
+// Where a chunk of spike numbers lies in its plane, so that the eight pixels of a matrix of ldmatrix, 0, 1, 4, 5, 8, 9,
+// 12 and 13 from any first one on, are in different banks.
+__device__ __forceinline__ int swizzled(int pixel) { return pixel ^ (pixel >> 2 & 2); }
+
 // Where a thread's neurons lie: `Runs` runs of 16 pixels a warp, of which the thread owns four pixels of kTiles
 // channels.
 template <int Channels, int Kernel, int Runs>
@@ -163,10 +167,11 @@ struct Block {
         stride(width + Kernel - 1),
         whole((width | pixels) % 4 == 0),
         runs(shared_runs + threadIdx.x / 32 * Runs) {
-    const int per_row = (width + kRunPixels - 1) / kRunPixels;
+    const int wide = width > kRunPixels;  // two runs a row
+#pragma unroll 1
     for (int i = threadIdx.x; i < int(blockDim.x) / 32 * Runs; i += blockDim.x)
       // runs past the last start right of the map, where no pixel is valid
-      shared_runs[i] = uint16_t(i / per_row < int(s.height) ? i / per_row * 256 + i % per_row * kRunPixels : width);
+      shared_runs[i] = uint16_t(i >> wide < int(s.height) ? (i >> wide) * 256 + (i & wide) * kRunPixels : width);
   }
 
   // Keeps addresses that follow from these numbers out of registers where other things need them more.
@@ -191,6 +196,11 @@ struct Block {
   }
   static __device__ __forceinline__ int first() { return group() * Channels; }  // channel
 
+  // Pixels of a padded map, with those that a run which is not whole reads beyond the last row.
+  static __device__ __forceinline__ int area(const Shape& s) {
+    return (int(s.height) + Kernel - 1) * (int(s.width) + Kernel - 1) + (s.width % kRunPixels ? kRunPixels : 0);
+  }
+
   // Of the thread's four pixels of run i.
   __device__ __forceinline__ int y(int i) const { return runs[i] >> 8; }
   __device__ __forceinline__ int x(int i) const { return (runs[i] & 0xFF) + 4 * quad; }
@@ -213,16 +223,17 @@ struct Block {
     return count * kTiles;
   }
 
-  // In a padded map, the first tap of the window of this lane's column (of B fragments) in the first n tile of run i.
-  __device__ __forceinline__ int origin(int i) const {
-    return y(i) * stride + x(i) - 4 * quad + 4 * (row / 2) + row % 2;
+  // In a padded map, the first tap of the window of a column (of B fragments) in the first n tile of run i.
+  __device__ __forceinline__ int origin(int i, int column) const {
+    return y(i) * stride + x(i) - 4 * quad + 4 * (column / 2) + column % 2;
   }
+  // That of this lane's column.
+  __device__ __forceinline__ int origin(int i) const { return origin(i, row); }
 
-  // z = both gate convolutions of the spikes: z[run][n tile][m tile][accumulator], with weights of `terms` fp16
-  // numbers.
-  template <class LoadFragment>
-  __device__ __forceinline__ void convolve(const Word* words, int terms, LoadFragment fragment,
-                                           float (&z)[Runs][2][kTiles][4]) const {
+  // Of the gates: [run][n tile][m tile][accumulator].
+  using Gates = float[Runs][2][kTiles][4];
+
+  static __device__ __forceinline__ void clear(Gates& z) {
 #pragma unroll
     for (int i = 0; i < Runs; ++i)
 #pragma unroll
@@ -231,6 +242,26 @@ struct Block {
         for (int m = 0; m < kTiles; ++m)
 #pragma unroll
           for (int e = 0; e < 4; ++e) z[i][h][m][e] = 0.f;
+  }
+
+  // From the first tap of a window in a padded map to the tap that half of the K columns of step s are at; past the
+  // last tap, where the weights are zero and any spike will do, to the last.
+  __device__ __forceinline__ int tap_offset(int s, int half) const {
+    const int tap = min(Product::tap(s, 8 * half), Product::kTaps - 1);
+    return tap / Kernel * stride + tap % Kernel;
+  }
+
+  // A B fragment from the words at the taps of both halves; 16 channels have one tap.
+  __device__ __forceinline__ uint2 spike_pairs(const Word* words, int first, int second) const {
+    const uint32_t low = uint32_t(words[first]) >> (2 * quad);
+    const uint32_t high = Channels == 16 ? low >> 8 : uint32_t(words[second]) >> (2 * quad);
+    return make_uint2(fp16_pair(low), fp16_pair(high));
+  }
+
+  // z = both gate convolutions of the spikes, with weights of `terms` fp16 numbers.
+  template <class LoadFragment>
+  __device__ __forceinline__ void convolve(const Word* words, int terms, LoadFragment fragment, Gates& z) const {
+    clear(z);
     int from[Runs];
 #pragma unroll
     for (int i = 0; i < Runs; ++i) from[i] = origin(i);
@@ -242,19 +273,12 @@ struct Block {
 #pragma unroll
         for (int term = 0; term < Product::kTerms; ++term)
           if (term < terms) a[m][term] = fragment(((s * kTiles + m) * Product::kTerms + term) * 32 + lane);
-      const int tap = s * Product::kTapsPerStep;
-      const int offset = tap / Kernel * stride + tap % Kernel;
-      // the second tap of a pair; past the last tap its weights are zero, and any spike will do
-      const int next = Channels == 16 || tap + 1 == Product::kTaps ? tap : tap + 1;
-      const int next_offset = next / Kernel * stride + next % Kernel;
+      const int offset = tap_offset(s, 0), next_offset = tap_offset(s, 1);
 #pragma unroll
       for (int i = 0; i < Runs; ++i)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const uint32_t first = uint32_t(words[from[i] + 2 * h + offset]) >> (2 * quad);
-          const uint32_t second =
-              Channels == 16 ? first >> 8 : uint32_t(words[from[i] + 2 * h + next_offset]) >> (2 * quad);
-          const uint2 b = make_uint2(fp16_pair(first), fp16_pair(second));
+          const uint2 b = spike_pairs(words, from[i] + 2 * h + offset, from[i] + 2 * h + next_offset);
 #pragma unroll
           for (int m = 0; m < kTiles; ++m)
 #pragma unroll
@@ -264,25 +288,146 @@ struct Block {
     }
   }
 
-  // Sets the bits of run i, m tile m in the padded spike map: bit j of `fired` = pixel j of this thread, if that is on
-  // the map. By whole warps.
-  __device__ __forceinline__ void put_spikes(Word* words, int i, int m, unsigned fired) const {
+  // The same, with the small terms of all weights before the large ones: tensor cores cut off what they add, and least
+  // while the sums are small. `Map` is SpikeBits or SpikeNumbers.
+  template <class Map, class LoadFragment>
+  __device__ __forceinline__ void convolve_by_terms(const Map& spikes, int terms, LoadFragment fragment,
+                                                    Gates& z) const {
+    clear(z);
+    const auto load = [&](int s, int term, uint4(&a)[kTiles]) {
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) a[m] = fragment(((s * kTiles + m) * Product::kTerms + term) * 32 + lane);
+    };
+    int from[Runs];
+#pragma unroll
+    for (int i = 0; i < Runs; ++i) from[i] = spikes.origin(i);
+    // Fragments are loaded one place ahead of their products; after the last, the first ones once more.
+    uint4 a[kTiles];
+    load(0, terms - 1, a);
+    auto offset = spikes.offset(0);
+    uint4 b = spikes.load(from[0], offset);
+#pragma unroll 1
+    for (int term = terms - 1; term >= 0; --term)
+#pragma unroll 1
+      for (int s = 0; s < Product::kSteps; ++s) {
+        const int next = s + 1 < Product::kSteps ? s + 1 : 0;
+        uint4 next_a[kTiles];
+        load(next, next ? term : 0, next_a);
+        const auto next_offset = spikes.offset(next);
+#pragma unroll
+        for (int i = 0; i < Runs; ++i) {
+          const uint4 next_b = i + 1 < Runs ? spikes.load(from[i + 1], offset) : spikes.load(from[0], next_offset);
+#pragma unroll
+          for (int m = 0; m < kTiles; ++m) {
+            gpu::mma_m16n8k16_f16(z[i][0][m], a[m], make_uint2(b.x, b.y));
+            gpu::mma_m16n8k16_f16(z[i][1][m], a[m], make_uint2(b.z, b.w));
+          }
+          b = next_b;
+        }
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) a[m] = next_a[m];
+        offset = next_offset;
+      }
+  }
+
+  // The eight channels of m tile m at one pixel of this thread's quad, 4q + row, as bits, in lanes of rows below 4; bit
+  // j of `fired` = pixel j of this thread. By whole warps.
+  __device__ __forceinline__ unsigned channel_bits(unsigned fired) const {
     unsigned votes = 0;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const unsigned vote = __ballot_sync(0xffffffffu, int(fired >> j & 1u));
       if (row == j) votes = vote;
     }
-    // lane (row j, quad q) gathers the eight channels of pixel 4q + j: bit 4k + q of the ballot is channel k
-    if (row < min(4, left(i))) {
-      unsigned bits = votes >> quad & 0x11111111u;
-      bits = (bits | bits >> 3) & 0x03030303u;
-      bits = (bits | bits >> 6) & 0x000F000Fu;
-      bits = (bits | bits >> 12) & 0xFFu;
-      const int position = (y(i) + kPad) * stride + x(i) + row + kPad;
-      reinterpret_cast<uint8_t*>(words)[position * sizeof(Word) + m] = uint8_t(bits);
-    }
+    // bit 4k + q of the ballot is channel k
+    unsigned bits = votes >> quad & 0x11111111u;
+    bits = (bits | bits >> 3) & 0x03030303u;
+    bits = (bits | bits >> 6) & 0x000F000Fu;
+    return (bits | bits >> 12) & 0xFFu;
   }
+  // Whether this lane has such a pixel, on the map, in run i.
+  __device__ __forceinline__ bool gathers(int i) const { return row < min(4, left(i)); }
+  // Where that pixel is in a padded map.
+  __device__ __forceinline__ int gathered(int i) const { return (y(i) + kPad) * stride + x(i) + row + kPad; }
+
+  // Sets the bits of run i, m tile m in the padded spike map, where they are on the map. By whole warps.
+  __device__ __forceinline__ void put_spikes(Word* words, int i, int m, unsigned fired) const {
+    const unsigned bits = channel_bits(fired);
+    if (gathers(i)) reinterpret_cast<uint8_t*>(words)[gathered(i) * sizeof(Word) + m] = uint8_t(bits);
+  }
+};
+
+// Both maps of spikes have a zero halo. They give convolve_by_terms() where a lane reads for run i (origin), how far
+// that moves with the steps along K (offset), and the B fragments of both n tiles there (load).
+
+// A word of channel bits a pixel.
+template <class B>
+class SpikeBits {
+ public:
+  using Word = typename B::Word;
+  struct Offset {
+    int first, second;
+  };
+
+  __device__ __forceinline__ SpikeBits(const B& block, Word* words) : block_(block), words_(words) {}
+
+  // By all threads; a barrier must follow.
+  __device__ __forceinline__ void clear() const {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < B::kWords; i += blockDim.x) words_[i] = 0;
+  }
+  // The eight channels of m tile m at a pixel.
+  __device__ __forceinline__ void put(int position, int m, unsigned bits) const {
+    reinterpret_cast<uint8_t*>(words_)[position * sizeof(Word) + m] = uint8_t(bits);
+  }
+
+  __device__ __forceinline__ int origin(int i) const { return block_.origin(i); }
+  __device__ __forceinline__ Offset offset(int s) const { return {block_.tap_offset(s, 0), block_.tap_offset(s, 1)}; }
+  __device__ __forceinline__ uint4 load(int origin, const Offset& offset) const {
+    const uint2 first = block_.spike_pairs(words_, origin + offset.first, origin + offset.second);
+    const uint2 second = block_.spike_pairs(words_, origin + 2 + offset.first, origin + 2 + offset.second);
+    return make_uint4(first.x, first.y, second.x, second.y);
+  }
+
+ private:
+  const B& block_;
+  Word* words_;
+};
+
+// Eight fp16 numbers a pixel and m tile of channels, 16 bytes that ldmatrix takes as they are.
+template <class B>
+class SpikeNumbers {
+ public:
+  // Of m tiles; a whole number of what the swizzle permutes.
+  static __device__ __forceinline__ int plane(const Shape& s) { return (B::area(s) + 15) / 16 * 16; }
+
+  __device__ __forceinline__ SpikeNumbers(const B& block, uint4* chunks, const Shape& s)
+      : block_(block), chunks_(chunks), plane_(plane(s)) {}
+
+  __device__ __forceinline__ void clear() const {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < B::kTiles * plane_; i += blockDim.x) chunks_[i] = make_uint4(0, 0, 0, 0);
+  }
+  __device__ __forceinline__ void put(int position, int m, unsigned bits) const {
+    chunks_[swizzled(m * plane_ + position)] =
+        make_uint4(fp16_pair(bits), fp16_pair(bits >> 2), fp16_pair(bits >> 4), fp16_pair(bits >> 6));
+  }
+
+  // Lanes 8 r to 8 r + 7 name the rows of matrix r, the columns of n tile r / 2: their K columns r % 2 * 8 and on.
+  __device__ __forceinline__ int origin(int i) const {
+    return block_.origin(i, block_.lane % 8) + block_.lane / 16 * 2 + (B::kTiles == 2 ? half() * plane_ : 0);
+  }
+  __device__ __forceinline__ int offset(int s) const { return block_.tap_offset(s, B::kTiles == 2 ? 0 : half()); }
+  __device__ __forceinline__ uint4 load(int origin, int offset) const {
+    return gpu::ldmatrix_x4(chunks_ + swizzled(origin + offset));
+  }
+
+ private:
+  __device__ __forceinline__ int half() const { return block_.lane / 8 % 2; }
+
+  const B& block_;
+  uint4* chunks_;
+  int plane_;
 };
 
 // Four neighbours of a row of a tensor: a float4, or in half the space four 16-bit numbers.
@@ -310,38 +455,44 @@ __device__ __forceinline__ float4 load4(const float* p, int64_t step, int left, 
   return v;
 }
 __device__ __forceinline__ float4 load4(const uint16_t* p, int64_t step, int left, bool whole, Storage storage) {
-  if (whole && left >= 4) return widen4(*reinterpret_cast<const uint2*>(p), storage);
-  float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll
-  for (int j = 0; j < 4; ++j)
-    if (j < left) component(v, j) = widen(p[j * step], storage);
-  return v;
+  uint2 pairs = make_uint2(0, 0);
+  if (whole && left >= 4) {
+    pairs = *reinterpret_cast<const uint2*>(p);
+  } else {
+    if (left > 0) pairs.x = p[0];
+    if (left > 1) pairs.x |= uint32_t(p[step]) << 16;
+    if (left > 2) pairs.y = p[2 * step];
+    if (left > 3) pairs.y |= uint32_t(p[3 * step]) << 16;
+  }
+  return widen4(pairs, storage);
 }
+// Rows that are not whole fours are rare: a loop for them keeps the code of the others together.
 __device__ __forceinline__ void store4(float* p, const float4& v, int left, bool whole) {
   if (whole && left >= 4) {
     *reinterpret_cast<float4*>(p) = v;
     return;
   }
-  if (left > 0) p[0] = v.x;
-  if (left > 1) p[1] = v.y;
-  if (left > 2) p[2] = v.z;
-  if (left > 3) p[3] = v.w;
+#pragma unroll 1
+  for (int j = 0; j < 4 && j < left; ++j) p[j] = component_of(v, j);
 }
-// Element `first` on of a contiguous array of the given storage.
-__device__ __forceinline__ void store4(float* array, int64_t first, const float4& v, int left, bool whole,
-                                       Storage storage) {
-  if (storage == Storage::kState) return store4(array + first, v, left, whole);
-  uint16_t* p = reinterpret_cast<uint16_t*>(array) + first;
-  const uint2 pairs = make_uint2(narrow(v.x, storage) | uint32_t(narrow(v.y, storage)) << 16,
-                                 narrow(v.z, storage) | uint32_t(narrow(v.w, storage)) << 16);
+__device__ __forceinline__ void store4(uint16_t* p, const uint2& pairs, int left, bool whole) {
   if (whole && left >= 4) {
     *reinterpret_cast<uint2*>(p) = pairs;
     return;
   }
-  if (left > 0) p[0] = uint16_t(pairs.x);
-  if (left > 1) p[1] = uint16_t(pairs.x >> 16);
-  if (left > 2) p[2] = uint16_t(pairs.y);
-  if (left > 3) p[3] = uint16_t(pairs.y >> 16);
+#pragma unroll 1
+  for (int j = 0; j < 4 && j < left; ++j) p[j] = uint16_t((j < 2 ? pairs.x : pairs.y) >> (j % 2 * 16));
+}
+// One as a 16-bit number.
+__device__ __forceinline__ uint32_t one_in(Storage storage) { return storage == Storage::kHalf ? 0x3C00u : 0x3F80u; }
+
+// Element `first` on of a contiguous array of the given storage.
+__device__ __forceinline__ void store4(float* array, int64_t first, const float4& v, int left, bool whole,
+                                       Storage storage) {
+  if (storage == Storage::kState) return store4(array + first, v, left, whole);
+  const uint2 pairs = make_uint2(narrow(v.x, storage) | uint32_t(narrow(v.y, storage)) << 16,
+                                 narrow(v.z, storage) | uint32_t(narrow(v.w, storage)) << 16);
+  store4(reinterpret_cast<uint16_t*>(array) + first, pairs, left, whole);
 }
 
 // Whether the fours of a tensor are aligned.
@@ -361,11 +512,16 @@ __device__ __forceinline__ int64_t place4(const B& block, const Strided<T>& x, i
 // Those four values.
 template <class B>
 __device__ __forceinline__ float4 load4(const B& block, const Strided<const float>& x, Storage storage, int64_t t,
-                                        int64_t n, int64_t channel, int i) {
+                                        int64_t n, int64_t channel, int i, bool whole) {
   const int64_t first = place4(block, x, t, n, channel, i);
-  const bool whole = whole_fours(x, storage);
   if (storage == Storage::kState) return load4(x.data + first, x.column, block.left(i), whole);
   return load4(reinterpret_cast<const uint16_t*>(x.data) + first, x.column, block.left(i), whole, storage);
+}
+
+template <class B>
+__device__ __forceinline__ float4 load4(const B& block, const Strided<const float>& x, Storage storage, int64_t t,
+                                        int64_t n, int64_t channel, int i) {
+  return load4(block, x, storage, t, n, channel, i, whole_fours(x, storage));
 }
 
 // Weight and bias of the three norms of a group, 1 and 0 where one is absent. By all threads; a barrier must follow.
@@ -419,9 +575,9 @@ class Current {
  public:
   // `slots`: [warps][kSlots][32], there only if `cached`.
   __device__ __forceinline__ Current(const B& block, const StcInputs<float>& in, float4* slots, bool cached)
-      : block_(block), in_(in), slots_(slots), cached_(cached) {
+      : block_(block), in_(in), slots_(slots), cached_(cached), whole_(whole_fours(in.current, in.storage)) {
     if (cached_)
-#pragma unroll
+#pragma unroll 1
       for (int k = 0; k < B::kSlots; ++k) slots_[block.slot(0, k)] = make_float4(0.f, 0.f, 0.f, 0.f);
   }
 
@@ -429,7 +585,7 @@ class Current {
   __device__ __forceinline__ void fetch(int64_t t) const {
     if (!cached_) return;
     const Strided<const float>& x = in_.current;
-    const bool wide = in_.storage == Storage::kState, whole = whole_fours(x, in_.storage);
+    const bool wide = in_.storage == Storage::kState;
 #pragma unroll 1
     for (int k = 0; k < B::kSlots; ++k) {
       const int i = k / B::kTiles, left = block_.left(i);
@@ -437,41 +593,49 @@ class Current {
       float4* slot = slots_ + block_.slot(0, k);
       if (wide) {
         const float* from = x.data + place;
-        if (whole && left >= 4)
+        if (whole_ && left >= 4)
           gpu::cp_async<16>(slot, from);
         else
 #pragma unroll 1
-          for (int j = 0; j < min(4, left); ++j)
+          for (int j = 0; j < 4 && j < left; ++j)
             gpu::cp_async<4>(reinterpret_cast<float*>(slot) + j, from + j * x.column);
       } else {
         const uint16_t* from = reinterpret_cast<const uint16_t*>(x.data) + place;
-        if (whole && left >= 4)
+        if (whole_ && left >= 4)
           gpu::cp_async<8>(slot, from);
         else  // there is no copy of two bytes
 #pragma unroll 1
-          for (int j = 0; j < min(4, left); ++j) reinterpret_cast<uint16_t*>(slot)[j] = from[j * x.column];
+          for (int j = 0; j < 4; ++j)
+            reinterpret_cast<uint16_t*>(slot)[j] = j < left ? from[j * x.column] : uint16_t(0);
       }
     }
     gpu::cp_async_commit();
   }
 
-  // Before step t is read.
+  // Once a step, before it is read.
   __device__ __forceinline__ void arrive() const {
-    if (cached_) gpu::cp_async_wait<0>();
+    if (!cached_) return;
+    gpu::cp_async_wait<0>();
+    if (in_.storage == Storage::kState) return;
+    // 16-bit numbers become wide in the same place
+#pragma unroll 1
+    for (int k = 0; k < B::kSlots; ++k) {
+      float4* slot = slots_ + block_.slot(0, k);
+      *slot = widen4(*reinterpret_cast<const uint2*>(slot), in_.storage);
+    }
   }
 
   // The four values of run i, m tile m at step t, the one that was fetched last.
   __device__ __forceinline__ float4 operator()(int64_t t, int i, int m) const {
-    if (!cached_) return load4(block_, in_.current, in_.storage, t, B::sample(), B::first() + block_.row + m * 8, i);
-    const float4* slot = slots_ + block_.slot(i, m);
-    return in_.storage == Storage::kState ? *slot : widen4(*reinterpret_cast<const uint2*>(slot), in_.storage);
+    if (cached_) return slots_[block_.slot(i, m)];
+    return load4(block_, in_.current, in_.storage, t, B::sample(), B::first() + block_.row + m * 8, i, whole_);
   }
 
  private:
   const B& block_;
   const StcInputs<float>& in_;
   float4* slots_;
-  bool cached_;
+  bool cached_, whole_;
 };
 
 }  // namespace stc::cuda

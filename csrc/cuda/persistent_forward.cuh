@@ -1,16 +1,39 @@
 // The persistent forward kernel: all steps of one (sample, group) in one block, one launch for a whole sequence.
 //
 // Per step and thread block:
-//   gate convolutions of the spike bits, while the current arrives  ->  means and variances of the current and of both
-//   gates  ->  barrier  ->  gates, membrane, spikes, reset; new spike bits  ->  barrier
+//   gate convolutions of the spikes, while the current arrives  ->  means and variances of the current and of both
+//   gates  ->  barrier  ->  gates, membrane, spikes, reset; new spikes into the map  ->  barrier
+//
+// The code of a step is more than the instruction caches near the cores hold, so what can be a loop is one.
 #pragma once
+
+#include <type_traits>
 
 #include "persistent.cuh"
 #include "spread.cuh"
 
 namespace stc::cuda {
 
-// ResidentWeights: in shared memory, where there is room; else they stream through the first-level cache.
+// Four spikes, bit j of `fired` the one at pixel j, to element `first` on of an array of the given storage.
+__device__ __forceinline__ void store_spikes(float* array, int64_t first, unsigned fired, Storage storage) {
+  if (storage == Storage::kState) {
+    const auto spike = [&](int j) { return float(fired >> j & 1u); };
+    *reinterpret_cast<float4*>(array + first) = make_float4(spike(0), spike(1), spike(2), spike(3));
+  } else {
+    const auto pair = [&](unsigned bits) { return ((bits & 1u) | (bits & 2u) << 15) * one_in(storage); };
+    *reinterpret_cast<uint2*>(reinterpret_cast<uint16_t*>(array) + first) = make_uint2(pair(fired), pair(fired >> 2));
+  }
+}
+// One of them, 0 or 1.
+__device__ __forceinline__ void store_spike(float* array, int64_t place, unsigned spike, Storage storage) {
+  if (storage == Storage::kState)
+    array[place] = float(spike);
+  else
+    reinterpret_cast<uint16_t*>(array)[place] = uint16_t(spike * one_in(storage));
+}
+
+// ResidentWeights: in shared memory, and with them the spikes as fp16 numbers, where there is room; else weights stream
+// through the first-level cache, and spikes are bits.
 // cached_current: the current, too, is fetched into shared memory. far_state: where the state of a cell that has a
 // second one lies, [N, groups][warps][kSlots][32]; null: in shared memory.
 template <int Channels, int Kernel, int Runs, bool ResidentWeights, class Cell>
@@ -19,17 +42,20 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   using B = Block<Channels, Kernel, Runs>;
   using Product = typename B::Product;
   using Word = typename B::Word;
+  using Map = std::conditional_t<ResidentWeights, SpikeNumbers<B>, SpikeBits<B>>;
   using Sums = Spread<kNorms>;
   constexpr int kTiles = B::kTiles, kStates = Cell::kStates;
   static_assert(kStates <= 2 && Cell::kPotentials == kStates);
 
-  GPU_SHARED(Word, words, [B::kWords]);  // the spikes before this step, with a zero halo
   GPU_SHARED(uint16_t, runs, [B::kMaxRuns]);
   GPU_SHARED(float, spreads, [kMaxWarps][Sums::kNumbers]);
   GPU_SHARED(float, affine, [kNorms][2][Channels]);  // weight, bias
   GPU_SHARED(float, scale, [2][Channels]);           // of the gate weights
   GPU_SHARED(float, constants, [1 + Cell::kCoefficients][Channels]);
+  GPU_SHARED(Word, words, [ResidentWeights ? 1 : B::kWords]);  // the map of spike bits
   gpu::SharedCarver carver;
+  uint4* chunks =  // the map of spike numbers
+      ResidentWeights ? carver.take<uint4>(kTiles * SpikeNumbers<B>::plane(p.in.shape)) : nullptr;
   // Of these arrays each element belongs to one thread.
   float4* v = carver.take<float4>(B::kSlots * int(blockDim.x));
   uint4* resident = ResidentWeights ? carver.take<uint4>(Product::kFragments) : nullptr;
@@ -39,6 +65,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
                        : carver.take<float4>(B::kSlots * int(blockDim.x));
 
   B block(p.in.shape, runs);
+  const Map map = [&] {  // the spikes before this step
+    if constexpr (ResidentWeights)
+      return SpikeNumbers<B>(block, chunks, p.in.shape);
+    else
+      return SpikeBits<B>(block, words);
+  }();
   const auto fragments = [&] { return packed.fragments + B::group() * Product::kFragments; };
   const int terms = p.in.short_weights ? 1 : 2;
   const Storage storage = p.in.storage;
@@ -49,12 +81,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     return ((t * p.in.shape.samples + B::sample()) * p.in.shape.channels + B::first()) * block.pixels;
   };
 
-  for (int i = threadIdx.x; i < B::kWords; i += blockDim.x) words[i] = 0;
+  map.clear();
+#pragma unroll 1
   for (int i = threadIdx.x; i < 2 * Channels; i += blockDim.x)
     scale[i / Channels][i % Channels] = packed.scale[B::group() * 2 * Channels + i];
   load_affine<Channels>(p.in, B::first(), affine);
   load_constants<Cell>(p.in, B::first(), constants);
   if constexpr (ResidentWeights)
+#pragma unroll 1
     for (int i = threadIdx.x; i < Product::kFragments; i += blockDim.x) resident[i] = fragments()[i];
   const Current<B> current(block, p.in, cached_current ? carver.take<float4>(B::kSlots * int(blockDim.x)) : v,
                            cached_current);
@@ -74,8 +108,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       }
       if (p.in.spikes.data) spike = load4(block, p.in.spikes, storage, 0, B::sample(), channel, i);
       unsigned fired = 0;
+#pragma unroll
       for (int j = 0; j < 4; ++j) fired |= unsigned(component(spike, j) != 0.f) << j;
-      block.put_spikes(words, i, m, fired);
+      const unsigned bits = block.channel_bits(fired);
+      if (block.gathers(i)) map.put(block.gathered(i), m, bits);
     }
   __syncthreads();
 
@@ -84,7 +120,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
     float z[Runs][2][kTiles][4];
     {
       const uint4* streamed = ResidentWeights ? nullptr : fragments();
-      block.convolve(words, terms, [&](int i) { return ResidentWeights ? resident[i] : __ldg(streamed + i); }, z);
+      block.convolve_by_terms(
+          map, terms, [&](int i) { return ResidentWeights ? resident[i] : __ldg(streamed + i); }, z);
     }
     Sums sums;
     sums.count = float(block.neurons());
@@ -128,20 +165,23 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       shift = load_first(p.in.current, storage,
                          t * p.in.current.step + B::sample() * p.in.current.sample + B::first() * p.in.current.channel);
       float origin = 0.f, sum = 0.f, squares = 0.f;
-#pragma unroll
-      for (int i = 0; i < Runs; ++i)
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
-          const float4 x = current(t, i, m);
-          if (i + m == 0 && block.left(0) > 0) origin = x.x - shift;
-#pragma unroll
-          for (int j = 0; j < 4; ++j)
-            if (j < block.left(i)) {
-              const float d = component_of(x, j) - shift - origin;
-              sum += d;
-              squares += d * d * share;
-            }
+      float4 next{};
+#pragma unroll 1
+      for (int k = -1; k < B::kSlots; ++k) {  // reads one four ahead
+        const float4 x = next;
+        if (k + 1 < B::kSlots) next = current(t, (k + 1) / kTiles, (k + 1) % kTiles);
+        if (k < 0) {
+          if (block.left(0) > 0) origin = next.x - shift;
+          continue;
         }
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          if (j < block.left(k / kTiles)) {
+            const float d = component_of(x, j) - shift - origin;
+            sum += d;
+            squares += d * d * share;
+          }
+      }
       sum *= share;
       sums.mean[kCurrent] = origin + sum;
       sums.variance[kCurrent] = squares - sum * sum;
@@ -170,12 +210,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       }
     }
 
+#pragma unroll 1
+    for (int i = 0; i < Runs; ++i) {
+      block.forget();
+      const int left = block.left(i);
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-      for (int i = 0; i < Runs; ++i) {
-        block.forget();
-        const int left = block.left(i);
+      for (int m = 0; m < kTiles; ++m) {
         const float4 input = current(t, i, m);
         const int slot = block.slot(i, m), c = m * 8 + block.row;
         float4 after = v[slot], u;
@@ -189,8 +229,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
           // one by one: four of them would take registers that the gates need
           if constexpr (kStates > 1) state[1] = component(second[slot], j);
           const typename Cell::K k = coefficients<Cell>(constants, c);
-          Cell::integrate(state, apply(kCurrent, component_of(input, j)), apply(kTemporal, z[i][j / 2][m][j % 2]),
-                          apply(kSpatial, z[i][j / 2][m][2 + j % 2]), k, potential);
+          Cell::integrate(state, apply(kCurrent, component_of(input, j)), apply(kTemporal, z[0][j / 2][m][j % 2]),
+                          apply(kSpatial, z[0][j / 2][m][2 + j % 2]), k, potential);
           fired |= unsigned(Cell::settle(potential, k, cell, state) != 0.f) << j;
           component(u, j) = potential[0];
           component(after, j) = state[0];
@@ -198,27 +238,48 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
         }
         v[slot] = after;
         const int64_t out = unit(t) + block.offset(i, m);
-        if (p.spikes) {
-          const auto spike = [&](int j) { return float(fired >> j & 1u); };
-          store4(p.spikes, out, make_float4(spike(0), spike(1), spike(2), spike(3)), left, block.whole, storage);
-        }
-        if (p.potentials) {
-          store4(p.potentials + out, u, left, block.whole);
-          // a state that passes the reset as it is
+        float* seconds = p.potentials;  // a state that passes the reset as it is
+        if constexpr (kStates > 1)
+          if (seconds) seconds += unit(p.in.shape.steps);
+        if (block.whole && left >= 4) {
+          if (p.spikes) store_spikes(p.spikes, out, fired, storage);
+          if (p.potentials) *reinterpret_cast<float4*>(p.potentials + out) = u;
           if constexpr (kStates > 1)
-            store4(p.potentials + unit(p.in.shape.steps + t) + block.offset(i, m), second[slot], left, block.whole);
+            if (seconds) *reinterpret_cast<float4*>(seconds + out) = second[slot];
+          if (p.v_seq) *reinterpret_cast<float4*>(p.v_seq + out) = after;
+        } else {
+#pragma unroll 1
+          for (int j = 0; j < 4 && j < left; ++j) {
+            if (p.spikes) store_spike(p.spikes, out + j, fired >> j & 1u, storage);
+            if (p.potentials) p.potentials[out + j] = component_of(u, j);
+            if constexpr (kStates > 1)
+              if (seconds) seconds[out + j] = component_of(second[slot], j);
+            if (p.v_seq) p.v_seq[out + j] = component_of(after, j);
+          }
         }
-        if (p.v_seq) store4(p.v_seq + out, after, left, block.whole);
-        block.put_spikes(words, i, m, fired);
+        const unsigned bits = block.channel_bits(fired);
+        if (block.gathers(i)) {
+          map.put(block.gathered(i), m, bits);
+          if (p.packed_spikes) {
+            const int64_t first =
+                ((t * p.in.shape.samples + B::sample()) * p.in.shape.groups + B::group()) * block.pixels;
+            const int pixel = block.y(i) * block.width + block.x(i) + block.row;
+            p.packed_spikes[first * kTiles + (pixel * kTiles + m)] = uint8_t(bits);
+          }
+        }
       }
+      // registers have no index: the gates of the next run move to where those of this one were
+#pragma unroll
+      for (int next = 1; next < Runs; ++next)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+          for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) z[next - 1][h][m][e] = z[next][h][m][e];
+    }
     __syncthreads();
     if (t + 1 < int(p.in.shape.steps)) current.fetch(t + 1);
-    if (p.packed_spikes) {
-      Word* out = reinterpret_cast<Word*>(p.packed_spikes) +
-                  ((t * p.in.shape.samples + B::sample()) * p.in.shape.groups + B::group()) * block.pixels;
-      for (int i = threadIdx.x; i < block.pixels; i += blockDim.x)
-        out[i] = words[(i / block.width + B::kPad) * block.stride + i % block.width + B::kPad];
-    }
   }
 
 #pragma unroll 1
