@@ -21,6 +21,7 @@ from cuda_emulation.control import Emulation, Order
 from oracle import EMULATED as BACKEND
 from oracle import Case, make_problem
 from parity import check_float32, check_gate, listed
+from test_low_precision import rounded
 from test_operators import CASES, operator_arguments
 
 from stc_cuda import kernel_plan
@@ -82,6 +83,24 @@ def test_gate_from_spike_bits(pathway: str, in_group: int, rate: float | str, em
     assert not plan.resident_weights
     emulation.set_shared_limit(room)
     check_gate(BACKEND, pathway, in_group, rate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("width", "layout"), [(32, "contiguous"), (31, "channels_last")])
+def test_results_do_not_depend_on_the_room_on_chip(
+    width: int, layout: str, dtype: torch.dtype, emulation: Emulation
+) -> None:
+    """With little of it nothing is kept there that can be read again; rows of whole fours, and ragged ones."""
+    case = Case(seed=906, in_group=16, kernel=5, height=11, width=width, steps=2, samples=1, layout=layout)
+    shape, room = (case.steps, case.samples, case.channels, case.height, case.width), 47 * 1024
+    for backward in (False, True):
+        plan = kernel_plan(shape, 5, case.groups, dtype=dtype, backward=backward, device="cuda", shared_memory=room)
+        assert plan.kernel == "persistent"
+        assert not any((plan.resident_weights, plan.cached_current, plan.cached_u))
+    problem = rounded(make_problem(case, torch.float32), dtype, dtype)
+    expected = oracle.run(oracle.kernel(BACKEND), problem)
+    emulation.set_shared_limit(room)
+    assert _same(oracle.run(oracle.kernel(BACKEND), problem), expected)
 
 
 SMALL = Case(seed=912, in_group=16, kernel=3, height=6, width=18, steps=3, samples=1)
