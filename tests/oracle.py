@@ -284,8 +284,9 @@ def random_case_of(neuron: str, seed: int) -> Case:
         per_channel=draw.random() < 0.5,
         learnt_threshold=not kind.own_threshold and draw.random() < 0.5,
     )
-    if case.surrogate == "superspike":
-        # Its alpha is a factor in front: 6 of it amplifies rounding from step to step.
+    if case.surrogate == "superspike" or not case.spiking:
+        # A slope of 6 amplifies rounding from step to step: superspike's, whose alpha is a factor in front, and any
+        # where the primitive itself is the spike.
         case = dataclasses.replace(case, alpha=None)
     if not kind.circuit:
         case = dataclasses.replace(

@@ -30,7 +30,14 @@ def arguments() -> dict[str, object]:
 
 
 def call(backend: str, given: dict[str, object]) -> object:
-    given = dict(given)
+    device = oracle.device_of(backend) if torch.cuda.is_available() else torch.device("cpu")
+
+    def place(x: object) -> object:  # what lies elsewhere is meant to
+        if isinstance(x, tuple):
+            return tuple(map(place, x))
+        return x.to(device) if isinstance(x, Tensor) and x.device.type == "cpu" else x
+
+    given = {name: place(x) for name, x in given.items()}
     tensors = [given.pop(name) for name in ("current", "temporal_weight", "spatial_weight")]
     return kernel(backend)(*tensors, **given)  # type: ignore[arg-type]
 

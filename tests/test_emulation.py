@@ -271,8 +271,7 @@ def test_bits(device: Device) -> None:
     call(device, "twin_bits", given("in", words), out, 200)
     for (x, y, z), got in zip(words.tolist(), out.array.tolist(), strict=True):
         both = (y << 32 | x).to_bytes(8, "little")
-        chosen = [(both[s & 7], s & 8) for s in (z >> 4 * i & 15 for i in range(4))]
-        permuted = bytes((255 if byte & 128 else 0) if sign else byte for byte, sign in chosen)
+        permuted = bytes(both[z >> 4 * i & 7] for i in range(4))
         assert got == [
             x.bit_count(),
             32 - x.bit_length(),
@@ -470,7 +469,8 @@ def test_random_orders_repeat_with_the_seed(libraries: dict[str, Path]) -> None:
 def test_launch_shapes_that_no_gpu_takes(device: Device) -> None:
     for blocks, threads in ((0, 32), (1, 0), (1, 1025)):
         error = device.library.launch_shape(blocks, threads, 0)
-        assert "invalid configuration argument" in device.library.last_text(error).decode()
+        # cudaLaunchKernelEx says "invalid argument" to some of them
+        assert device.library.last_text(error).decode() in ("invalid configuration argument", "invalid argument")
     assert device.library.launch_shape(1, 32, 1 << 20) == 1  # cudaErrorInvalidValue
 
 

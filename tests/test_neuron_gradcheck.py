@@ -121,4 +121,5 @@ def test_gradients_of_single_inputs(backend: str, neuron: str) -> None:
         outputs = call(function, {**problem.inputs, name: leaf}, problem.options)
         used = [n for n, x in outputs.items() if x.requires_grad]
         (alone,) = torch.autograd.grad([outputs[n] for n in used], leaf, [problem.upstream[n] for n in used])
-        assert torch.equal(alone, everything[name]), name
+        # a GPU has a kernel of its own for gradients of parameters, compiled with other fused multiply-adds
+        assert error(alone, everything[name]) <= (1e-14 if backend == "cuda" else 0) * size(everything[name]), name

@@ -175,7 +175,7 @@ def test_compiled_with_a_dynamic_batch(backend: str) -> None:
     compiled = torch.compile(kernel(backend), backend=counting, fullgraph=True, dynamic=True)
     for steps, samples in ((8, 7), (9, 11), (10, 13)):
         case = dataclasses.replace(CASES[0], steps=steps, samples=samples, initial_v=False, initial_spikes=False)
-        problem = make_problem(case, torch.float32)
+        problem = make_problem(case, torch.float32).to(device=oracle.device_of(backend))
         expected, found = oracle.run(kernel(backend), problem), oracle.run(compiled, problem)
         assert torch.equal(found.outputs["spikes"], expected.outputs["spikes"])
         assert torch.equal(found.grads["temporal_weight"], expected.grads["temporal_weight"])
@@ -193,7 +193,7 @@ def test_compiled_layer_with_a_dynamic_batch() -> None:
 
 
 def test_compiled_without_gradients(backend: str) -> None:
-    problem = make_problem(CASES[0], torch.float32)
+    problem = make_problem(CASES[0], torch.float32).to(device=oracle.device_of(backend))
     compiled = torch.compile(kernel(backend), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         expected = oracle.call(kernel(backend), problem.inputs, problem.options)

@@ -164,7 +164,9 @@ def test_autocast_keeps_the_states_in_float32(device: str, neuron: str, dtype: t
         predictions = model(frames, mask)
     assert predictions.dtype == torch.float32
     assert {v for v, _ in seen} == {torch.float32}
-    assert {spikes for _, spikes in seen} == {dtype}
+    # Autocast runs the norm of an element-wise neuron's current in float32 on a GPU, and spikes are as the current.
+    wide = device == "cuda" and neuron == "lif"
+    assert {spikes for _, spikes in seen} == {torch.float32 if wide else dtype}
     predictions.sub(frames[:, 1:]).square().mean().backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -421,7 +421,8 @@ def test_only_what_is_asked_for(backend: str) -> None:
         if not learns[1]:
             given[4] = None  # the current
         grads = scan.scan_backward(*given)
-        assert torch.equal(grads[0], full.grad_current)
+        # a GPU has a kernel of its own for gradients of parameters, compiled with other fused multiply-adds
+        torch.testing.assert_close(grads[0], full.grad_current, rtol=1e-6 if backend == "cuda" else 0, atol=0)
         learnable = (full.grad_threshold, full.grad_coefficients)
         for learnt, found, expected in zip(learns, grads[2:], learnable, strict=True):
             assert torch.equal(found, expected) if learnt else found.numel() == 0

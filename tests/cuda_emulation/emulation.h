@@ -301,12 +301,8 @@ inline unsigned __brev(unsigned x) {
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = uint64_t(y) << 32 | x;
   unsigned result = 0;
-  for (int i = 0; i < 4; ++i) {
-    const unsigned s = selector >> (4 * i) & 0xf;
-    unsigned byte = unsigned(bytes >> (8 * (s & 7))) & 0xff;
-    if (s & 8) byte = byte & 0x80 ? 0xff : 0;  // replicate the sign
-    result |= byte << (8 * i);
-  }
+  // three bits each; the fourth, which in prmt replicates the sign, does not count here
+  for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
   return result;
 }
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
