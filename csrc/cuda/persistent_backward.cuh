@@ -139,11 +139,18 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
   //
   // Like all that can, a loop that stays one: unrolled code would not fit the instruction cache.
   const auto fold = [&](int t) {
+    const auto arriving = [&](int slot) {
+      if (!p.grad_spikes_out.data) return make_float4(0.f, 0.f, 0.f, 0.f);
+      return load4(block, p.grad_spikes_out, storage, t, B::sample(), channel(slot % kTiles), slot / kTiles);
+    };
+    float4 next{};
 #pragma unroll 1
-    for (int slot = 0; slot < B::kSlots; ++slot) {
+    for (int slot = -1; slot < B::kSlots; ++slot) {  // reads one four ahead
+      const float4 grad_s = next;
+      if (slot + 1 < B::kSlots) next = arriving(slot + 1);
+      if (slot < 0) continue;
       const int i = slot / kTiles, m = slot % kTiles, place = block.slot(0, slot);
-      float4 grad_s = make_float4(0.f, 0.f, 0.f, 0.f), grad_v = grad_u[place], slopes;
-      if (p.grad_spikes_out.data) grad_s = load4(block, p.grad_spikes_out, storage, t, B::sample(), channel(m), i);
+      float4 grad_v = grad_u[place], slopes;
       const float4 u = kept_u(place);
       if (p.grad_v_seq_out.data) {
         const float4 more = load4(block, p.grad_v_seq_out, Storage::kState, t, B::sample(), channel(m), i);
@@ -210,27 +217,31 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1)
       statistics[threadIdx.x][1] = s.low;
       statistics[threadIdx.x][2] = s.rstd;
     }
+    const auto state_before = [&](int slot) {
+      const int i = slot / kTiles, m = slot % kTiles;
+      if (t > 0) return load(p.potentials + unit(t - 1), i, m);
+      if (p.in.states[0].data) return load4(block, p.in.states[0], Storage::kState, 0, B::sample(), channel(m), i);
+      return make_float4(0.f, 0.f, 0.f, 0.f);
+    };
+    float4 next{};
 #pragma unroll 1
-    for (int i = 0; i < Runs; ++i)
-#pragma unroll 1
-      for (int m = 0; m < kTiles; ++m) {
-        unsigned fired = 0;
-        float4 before = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (t > 0) {
-          before = load(p.potentials + unit(t - 1), i, m);
+    for (int slot = -1; slot < B::kSlots; ++slot) {  // reads one four ahead
+      float4 before = next;
+      if (slot + 1 < B::kSlots) next = state_before(slot + 1);
+      if (slot < 0) continue;
+      const int i = slot / kTiles, m = slot % kTiles;
+      unsigned fired = 0;
+      if (t > 0) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) fired |= unsigned(component(before, j) >= constants[0][m * 8 + block.row]) << j;
-        } else {
-          float4 spikes = before;
-          if (p.in.spikes.data) spikes = load4(block, p.in.spikes, storage, 0, B::sample(), channel(m), i);
-          if (p.in.states[0].data)
-            before = load4(block, p.in.states[0], Storage::kState, 0, B::sample(), channel(m), i);
+        for (int j = 0; j < 4; ++j) fired |= unsigned(component(before, j) >= constants[0][m * 8 + block.row]) << j;
+      } else if (p.in.spikes.data) {
+        float4 spikes = load4(block, p.in.spikes, storage, 0, B::sample(), channel(m), i);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) fired |= unsigned(component(spikes, j) != 0.f) << j;
-        }
-        kept_u(block.slot(i, m)) = before;
-        block.put_spikes(words, i, m, fired);
+        for (int j = 0; j < 4; ++j) fired |= unsigned(component(spikes, j) != 0.f) << j;
       }
+      kept_u(block.slot(0, slot)) = before;
+      block.put_spikes(words, i, m, fired);
+    }
     __syncthreads();
     {
       Word* out = reinterpret_cast<Word*>(trace.spikes) +
