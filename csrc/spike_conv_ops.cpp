@@ -115,14 +115,18 @@ Tensor forward_by_events(const SpikeConvShape& shape, const Tensor& bits, const 
 }
 
 template <class T>
-Tensor gradient_by_events(const SpikeConvShape& shape, const Tensor& bits, const Tensor& grad_out) {
+Tensor gradient_by_events(const SpikeConvShape& shape, const Tensor& bits, int64_t count, const Tensor& grad_out) {
   const CpuKernels<T>& k = cpu_kernels<T>();
   const SpikeConvTasks tasks = k.spike_conv_tasks(shape);
   const Tensor grad = grad_out.to(c10::CppTypeToScalarType<T>::value).contiguous();
   const Tensor maps = scratch(tasks.maps_size, grad.scalar_type());
   Tensor out = at::empty({shape.out_channels, shape.in_channels, shape.kernel, shape.kernel}, grad.options());
-  const SpikeConvGradient<T> p{shape, bits.const_data_ptr<uint8_t>(), grad.const_data_ptr<T>(),
-                               maps.mutable_data_ptr<T>(), out.mutable_data_ptr<T>()};
+  const SpikeConvGradient<T> p{shape,
+                               bits.const_data_ptr<uint8_t>(),
+                               count,
+                               grad.const_data_ptr<T>(),
+                               maps.mutable_data_ptr<T>(),
+                               out.mutable_data_ptr<T>()};
   at::parallel_for(0, tasks.maps, 1, [&](int64_t begin, int64_t end) { k.spike_conv_maps(p, begin, end); });
   at::parallel_for(0, tasks.gradient, 1, [&](int64_t begin, int64_t end) { k.spike_conv_gradient(p, begin, end); });
   return out.to(grad_out.scalar_type());
@@ -216,7 +220,8 @@ std::tuple<Tensor, Tensor> spike_conv_weight_gradient(const Tensor& grad_out, co
   const bool wide = type == at::kDouble;
   Tensor grad;
   if (chosen == kEvents) {
-    grad = wide ? gradient_by_events<double>(shape, bits, grad_out) : gradient_by_events<float>(shape, bits, grad_out);
+    grad = wide ? gradient_by_events<double>(shape, bits, count, grad_out)
+                : gradient_by_events<float>(shape, bits, count, grad_out);
   } else {
     const Tensor x = wide ? unpack<double>(shape, bits, type) : unpack<float>(shape, bits, type);
     // Of the weight only the shape is read, but an expanded one would be copied.
