@@ -208,6 +208,7 @@ template <class T>
 struct SpikeConvGradient {
   SpikeConvShape shape;
   const uint8_t* spikes;
+  int64_t count;      // of spikes
   const T* grad_out;  // [N, O, H, W]
   T* maps;            // scratch
   T* grad_weight;     // [O, C, K, K]

@@ -18,7 +18,6 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
-#include "large_pages.h"
 #include "spike_conv_plan.h"
 
 namespace stc {
@@ -90,6 +89,17 @@ int64_t pack(const SpikeConvShape& shape, const Tensor& x, const Tensor& bits) {
   return binary ? int64_t(spikes) : -1;
 }
 
+// Scratch [size], kept by the thread until its next call where it is small: the first touch of new pages would cost as
+// much as the work on them.
+Tensor scratch(int64_t size, at::ScalarType type) {
+  constexpr int64_t kKept = int64_t(32) << 20;
+  const int64_t bytes = size * int64_t(c10::elementSize(type));
+  if (bytes > kKept) return at::empty({size}, at::TensorOptions(type));
+  thread_local Tensor kept;
+  if (!kept.defined() || kept.numel() < bytes) kept = at::empty({bytes}, at::TensorOptions(at::kByte));
+  return kept.narrow(0, 0, bytes).view(type);
+}
+
 template <class T>
 Tensor forward_by_events(const SpikeConvShape& shape, const Tensor& bits, const Tensor& weight,
                          const OptionalTensor& bias) {
@@ -97,7 +107,7 @@ Tensor forward_by_events(const SpikeConvShape& shape, const Tensor& bits, const 
   const CpuKernels<T>& k = cpu_kernels<T>();
   const SpikeConvTasks tasks = k.spike_conv_tasks(shape);
   const Tensor w = weight.to(type).contiguous(), b = bias ? bias->to(type).contiguous() : Tensor();
-  Tensor out = in_large_pages(at::empty({shape.samples, shape.out_channels, shape.height, shape.width}, w.options()));
+  Tensor out = at::empty({shape.samples, shape.out_channels, shape.height, shape.width}, w.options());
   const SpikeConvForward<T> p{shape, bits.const_data_ptr<uint8_t>(), w.const_data_ptr<T>(),
                               b.defined() ? b.const_data_ptr<T>() : nullptr, out.mutable_data_ptr<T>()};
   at::parallel_for(0, tasks.forward, 1, [&](int64_t begin, int64_t end) { k.spike_conv_forward(p, begin, end); });
@@ -105,15 +115,18 @@ Tensor forward_by_events(const SpikeConvShape& shape, const Tensor& bits, const 
 }
 
 template <class T>
-Tensor gradient_by_events(const SpikeConvShape& shape, const Tensor& bits, const Tensor& grad_out) {
+Tensor gradient_by_events(const SpikeConvShape& shape, const Tensor& bits, int64_t count, const Tensor& grad_out) {
   const CpuKernels<T>& k = cpu_kernels<T>();
   const SpikeConvTasks tasks = k.spike_conv_tasks(shape);
   const Tensor grad = grad_out.to(c10::CppTypeToScalarType<T>::value).contiguous();
-  const Tensor maps = scratch(tasks.maps_size, grad.options());
-  Tensor out =
-      in_large_pages(at::empty({shape.out_channels, shape.in_channels, shape.kernel, shape.kernel}, grad.options()));
-  const SpikeConvGradient<T> p{shape, bits.const_data_ptr<uint8_t>(), grad.const_data_ptr<T>(),
-                               maps.mutable_data_ptr<T>(), out.mutable_data_ptr<T>()};
+  const Tensor maps = scratch(tasks.maps_size, grad.scalar_type());
+  Tensor out = at::empty({shape.out_channels, shape.in_channels, shape.kernel, shape.kernel}, grad.options());
+  const SpikeConvGradient<T> p{shape,
+                               bits.const_data_ptr<uint8_t>(),
+                               count,
+                               grad.const_data_ptr<T>(),
+                               maps.mutable_data_ptr<T>(),
+                               out.mutable_data_ptr<T>()};
   at::parallel_for(0, tasks.maps, 1, [&](int64_t begin, int64_t end) { k.spike_conv_maps(p, begin, end); });
   at::parallel_for(0, tasks.gradient, 1, [&](int64_t begin, int64_t end) { k.spike_conv_gradient(p, begin, end); });
   return out.to(grad_out.scalar_type());
@@ -122,7 +135,7 @@ Tensor gradient_by_events(const SpikeConvShape& shape, const Tensor& bits, const
 template <class T>
 Tensor unpack(const SpikeConvShape& shape, const Tensor& bits, at::ScalarType type) {
   const int64_t size = shape.samples * shape.in_channels * shape.pixels();
-  const Tensor x = scratch(size, at::TensorOptions(c10::CppTypeToScalarType<T>::value));
+  const Tensor x = scratch(size, c10::CppTypeToScalarType<T>::value);
   // The kernel reads the bits.
   const SpikeBits<T> p{shape.samples, shape.in_channels, shape.pixels(), x.mutable_data_ptr<T>(),
                        const_cast<uint8_t*>(bits.const_data_ptr<uint8_t>())};
@@ -207,11 +220,13 @@ std::tuple<Tensor, Tensor> spike_conv_weight_gradient(const Tensor& grad_out, co
   const bool wide = type == at::kDouble;
   Tensor grad;
   if (chosen == kEvents) {
-    grad = wide ? gradient_by_events<double>(shape, bits, grad_out) : gradient_by_events<float>(shape, bits, grad_out);
+    grad = wide ? gradient_by_events<double>(shape, bits, count, grad_out)
+                : gradient_by_events<float>(shape, bits, count, grad_out);
   } else {
     const Tensor x = wide ? unpack<double>(shape, bits, type) : unpack<float>(shape, bits, type);
+    // Of the weight only the shape is read, but an expanded one would be copied.
     const Tensor like =
-        at::empty({1}, grad_out.options()).expand({shape.out_channels, shape.in_channels, shape.kernel, shape.kernel});
+        at::empty({shape.out_channels, shape.in_channels, shape.kernel, shape.kernel}, grad_out.options());
     const int64_t pad = shape.kernel / 2;
     grad = std::get<1>(at::convolution_backward(grad_out, x, like, std::nullopt, {1, 1}, {pad, pad}, {1, 1}, false,
                                                 {0, 0}, 1, {false, true, false}))

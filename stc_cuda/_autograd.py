@@ -259,12 +259,12 @@ class SpikeConvFunction(torch.autograd.Function):
         grad_input = grad_weight = None
         if of_input:
             assert weight is not None
-            like = grad.new_empty(1).expand(ctx.shape)  # of which only the shape is read
+            like = grad.new_empty(ctx.shape)  # only its shape is read, but an expanded one would be copied
             grad_input = _dense_gradient(grad, like, weight, of_input=True).to(ctx.dtype)
         if of_weight:
             assert x is not None
             if ctx.real:
-                like = grad.new_empty(1).expand(ctx.weight_shape)
+                like = grad.new_empty(ctx.weight_shape)
                 grad_weight = _dense_gradient(grad, x.to(grad.dtype), like, of_input=False)
             else:
                 on_cpu = x.device.type == "cpu"
@@ -291,7 +291,7 @@ def _torch_spike_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[T
 def _torch_weight_gradient(
     grad: Tensor, bits: Tensor, channels: int, kernel_size: int, path: str
 ) -> tuple[Tensor, Tensor]:
-    like = grad.new_empty(1).expand(grad.shape[1], channels, kernel_size, kernel_size)  # only the shape is read
+    like = grad.new_empty(grad.shape[1], channels, kernel_size, kernel_size)  # only its shape is read
     dense = unpack_spikes(bits, channels, grad.dtype)
     return _dense_gradient(grad, dense, like, of_input=False), torch.tensor([_DENSE, -1])
 

@@ -188,6 +188,8 @@ void event_conv_row(const Layout<T>& l, const PixelEvents& events, const T* pack
 struct ChannelEvents {
   std::vector<int32_t> offsets;  // [in_group][capacity]
   std::vector<int32_t> counts;   // [in_group]
+  std::vector<int32_t> order;    // channels with spikes, by their number, for the branch predictor's sake
+  std::vector<int32_t> bucket;   // first place of each number
   int64_t capacity = 0;
 
   template <class Map>
@@ -195,6 +197,8 @@ struct ChannelEvents {
     capacity = rows * l.width;
     offsets.resize(l.in_group * capacity);
     counts.resize(l.in_group);
+    order.resize(l.in_group);
+    bucket.resize(capacity + 2);
   }
 
   template <class Map, class Words>
@@ -209,6 +213,19 @@ struct ChannelEvents {
             offsets[c * capacity + counts[c]++] = offset;
           }
       }
+    sort(l.in_group);
+  }
+
+ private:
+  void sort(int64_t channels) {
+    const int32_t most = *std::max_element(counts.begin(), counts.begin() + channels);
+    std::fill_n(bucket.begin(), most + 2, 0);
+    for (int64_t c = 0; c < channels; ++c) ++bucket[counts[c] + 1];
+    order.resize(channels - bucket[1]);
+    bucket[1] = 0;
+    for (int32_t n = 1; n <= most; ++n) bucket[n + 1] += bucket[n];
+    for (int64_t c = 0; c < channels; ++c)
+      if (counts[c]) order[bucket[counts[c]]++] = int32_t(c);
   }
 };
 
@@ -251,8 +268,7 @@ void event_weight_gradient(const Map& l, ChannelEvents& events, const Words& wor
     for (int64_t ky = 0; ky < l.kernel; ++ky) {
       // an input row y reaches the output row y + pad - ky, which is row y + 2 pad - ky of the padded map
       const T* shifted = map + (l.kernel - 1 - ky) * l.padded_width * l.outputs;
-      for (int64_t ci = 0; ci < l.in_group; ++ci) {
-        if (!events.counts[ci]) continue;
+      for (const int32_t ci : events.order) {
         T* target = grad + (ky * l.in_group + ci) * run;
         for (int64_t piece = 0; piece < vectors; piece += length) {
           const int n = int(std::min<int64_t>(length, vectors - piece));

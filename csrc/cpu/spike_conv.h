@@ -319,17 +319,21 @@ void spike_conv_maps(const SpikeConvGradient<T>& p, int64_t begin, int64_t end) 
 }
 
 // Rows of a band: the rows of the gradient map that one kernel row of it touches should stay in the first-level cache,
-// which grows with the vectors.
+// which grows with the vectors; but where few spikes of a channel would be in a band, adding up its weights costs more.
 template <class T>
-int64_t gradient_rows(const SpikeConvLayout<T>& l) {
+int64_t gradient_rows(const SpikeConvLayout<T>& l, const SpikeConvGradient<T>& p) {
   constexpr int64_t kCacheBytes = STC_SIMD_BYTES * 640;
-  return std::clamp<int64_t>(kCacheBytes / int64_t(l.padded_width * l.outputs * sizeof(T)), 1, l.height);
+  constexpr double kFewSpikes = 16;
+  const double of_row = double(p.count) / std::max(1.0, double(p.shape.samples * l.in_channels * l.height));
+  int64_t rows = std::clamp<int64_t>(kCacheBytes / int64_t(l.padded_width * l.outputs * sizeof(T)), 1, l.height);
+  while (rows < l.height && of_row * double(rows) < kFewSpikes) rows = std::min(2 * rows, l.height);
+  return rows;
 }
 
 template <class T>
 void spike_conv_gradient(const SpikeConvGradient<T>& p, int64_t begin, int64_t end) {
   const SpikeConvLayout<T> whole(p.shape);
-  const int64_t rows = gradient_rows(whole);
+  const int64_t rows = gradient_rows(whole, p);
   Buffer<T> grad(whole.kernel * whole.kChunk * whole.run(), Uninitialized());
   ChannelEvents events;
   events.reserve(whole.of_chunk(0), rows);

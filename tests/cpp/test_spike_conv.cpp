@@ -65,7 +65,7 @@ struct Call {
     const stc::SpikeConvForward<T> forward{s, bits.data(), weight.data(), with_bias ? bias.data() : nullptr,
                                            out.data()};
     run(tasks.forward, one_by_one, [&](int64_t begin, int64_t end) { k.spike_conv_forward(forward, begin, end); });
-    const stc::SpikeConvGradient<T> gradient{s, bits.data(), grad_out.data(), maps.data(), grad_weight.data()};
+    const stc::SpikeConvGradient<T> gradient{s, bits.data(), spikes, grad_out.data(), maps.data(), grad_weight.data()};
     run(tasks.maps, one_by_one, [&](int64_t begin, int64_t end) { k.spike_conv_maps(gradient, begin, end); });
     run(tasks.gradient, one_by_one, [&](int64_t begin, int64_t end) { k.spike_conv_gradient(gradient, begin, end); });
   }
