@@ -90,7 +90,7 @@ step build 360 env STC_CUDA_FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$architecture" "$
 step import 60 "$PYTHON" -c 'import stc_cuda as s; i = s.build_info(); print(i); raise SystemExit(i["cuda"] is None)'
 # Left out: files that test nothing on a GPU, some of which need packages of their own, and the emulation's.
 step suite 240 "${tests[@]}" "${workers[@]}" tests -k 'cuda and not emulated' \
-  --ignore=tests/test_{cuda_compile,cuda_kernels,data,demo,emulation,metrics,readme}.py
+  --ignore=tests/test_{cuda_compile,cuda_kernels,data,datasets,demo,emulation,loading,metrics,readme,train,train_processes}.py
 step twins 90 "${tests[@]}" tests/test_emulation.py -k gpu
 step latency 120 "$PYTHON" -m bench --device cuda --seconds 100 --json "$logs/latency.json"
 if command -v compute-sanitizer > /dev/null; then
