@@ -30,7 +30,7 @@ from .cases import (
     neuron_cases,
     sweep_cases,
 )
-from .contestants import AUTOTUNED, COMPILED, RIVAL_KEYS, SPIKINGJELLY, has_spikingjelly
+from .contestants import AUTOTUNED, COMPILED, OURS, RIVAL_KEYS, SPIKINGJELLY, has_spikingjelly
 from .environment import environment
 from .files import write_whole
 from .latency import Effort, check_parity, measure
@@ -185,6 +185,9 @@ def run_bench(arguments: list[str]) -> None:
     print()
     write(results, options)
     faulthandler.cancel_dump_traceback_later()
+    broken = [row for row in results.rows if row.contestant == OURS and row.error and "no time left" not in row.error]
+    if broken:
+        sys.exit(f"python -m bench: {len(broken)} passes of this library failed; the first said {broken[0].error}")
 
 
 def run_report(arguments: list[str]) -> None:

@@ -188,6 +188,7 @@ def _captured(prepare: Prepare) -> Prepare:
                     prepare()()
             torch.cuda.current_stream().wait_stream(stream)
             run, graph = prepare(), torch.cuda.CUDAGraph()
+            torch.cuda.empty_cache()  # a capture cannot, and what is cached serves none
             with torch.cuda.graph(graph):
                 run()
             graphs.append(graph)

@@ -25,7 +25,7 @@ from .contestants import (
     takes_part,
 )
 from .limits import Ceilings, Work, circuit_work, neuron_work
-from .timing import Deadline, OverTimeError, peak_bytes, race, said
+from .timing import Deadline, OverTimeError, peak_bytes, race, recover, said
 
 
 @dataclass(frozen=True)
@@ -188,3 +188,5 @@ def measure(
             yield Row(**about, firing_rate=rate, what=what, contestant=name, **row)
         for leaf in problem.leaves:
             leaf.grad = None
+        prepared.clear()
+        recover(device)

@@ -65,7 +65,7 @@ def at_most(seconds: float, what: str) -> Iterator[None]:
 def said(error: BaseException) -> str:
     """An error in a line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
 
 
 class _Clock:
@@ -128,7 +128,7 @@ def race(
                     clock.seconds(prepare)
         except Exception as error:
             errors[name] = said(error)
-            _recover(device)
+            recover(device)
         else:
             running[name] = prepare
     seconds: dict[str, list[float]] = {name: [] for name in running}
@@ -145,15 +145,15 @@ def race(
             except Exception as error:
                 errors[name] = said(error)
                 del running[name]
-                _recover(device)
+                recover(device)
     timings = {name: Timing(tuple(seconds[name])) for name in running if len(seconds[name]) >= FEWEST_ROUNDS}
     for name in running.keys() - timings.keys():
         errors[name] = "no time left"
     return timings, errors
 
 
-def _recover(device: torch.device) -> None:
-    """Frees what a failed contestant left."""
+def recover(device: torch.device) -> None:
+    """Frees what a contestant left, cuDNN's trials of large workspaces above all."""
     gc.collect()
     if device.type == "cuda":
         with suppress(RuntimeError):  # a device that is lost says so at every call
