@@ -25,7 +25,8 @@ def saved_bytes(call: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in excluded:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Without its graph: a node that keeps its own output would keep itself alive for ever.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = call()  # kept alive until the count: a freed storage's address could be used again

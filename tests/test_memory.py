@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import weakref
 
 import oracle
 import pytest
@@ -139,3 +140,16 @@ def test_an_element_wise_neuron_keeps_its_potential_alone(shape: tuple[int, ...]
     """4 bytes: no spikes, no current where nothing but it learns, no constant spread over the channels."""
     current = torch.randn(shape, requires_grad=True)
     assert saved_bytes(lambda: stc_cuda.lif(current)) <= 4 * current.numel() + 64
+
+
+def test_counting_saved_bytes_keeps_nothing() -> None:
+    """A node that saves its own output, exp here, must not be kept alive by the count."""
+    kept: list[weakref.ref[Tensor]] = []
+
+    def call() -> Tensor:
+        y = torch.ones(1000, requires_grad=True).exp()
+        kept.append(weakref.ref(y))
+        return y * 2
+
+    assert saved_bytes(call) == 4000
+    assert kept[0]() is None
