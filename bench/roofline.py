@@ -337,8 +337,8 @@ def _backward(gpu: Gpu, layer: Layer, attached: bool) -> Terms:
     splits = max(1, min(264 // layer.groups, pairs))  # weight_splits of csrc/cuda/persistent_backward.cu
     in_group = layer.channels // layer.groups
     weights = f"weight_gradient_partials<Channels={in_group}, Kernel={layer.kernel}>"
-    threads = 2 * layer.kernel * 32
-    resident = blocks_a_multiprocessor(weights, gpu.arch, threads, 0)
+    threads = 4 * layer.kernel * 32
+    resident = blocks_a_multiprocessor(weights, gpu.arch, threads, 128 * threads)
     units = -(-layer.groups * splits // gpu.multiprocessors)
     second = _kernel(
         gpu, layer, weight_block(layer), 8.0 + 1 / 8, 0.0, units, min(resident, units), -(-pairs // splits)

@@ -35,7 +35,7 @@ esac""",
 def checkout(tmp_path: Path) -> Path:
     """As much of the sources as the script itself needs, and the stubs in bin/."""
     root = tmp_path / "checkout"
-    shutil.copytree(ROOT / "bench", root / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "bench", root / "bench", ignore=shutil.ignore_patterns("__pycache__", "results"))
     for folder in ("stc_cuda", "python_ref", "bin"):
         (root / folder).mkdir()
     for name, text in STUBS.items():

@@ -116,14 +116,14 @@ FAULTS = [
     fault("upstream gradient of v_seq forgotten", ("if (p.grad_v_seq_out.data)", "if (false)")),
     fault(
         "s' of the step after forgotten",
-        ("= component_of(grad_s, j) * Cell::spike_slope", "= 0.f * Cell::spike_slope"),
+        ("= component_of(grad_s, j) * component_of(slopes, j)", "= 0.f * component_of(slopes, j)"),
     ),
     # Copies of what is read more than once.
     fault("current of the step before", ("current.fetch(t + 1)", "current.fetch(t)")),
     fault("current fetched once in the backward pass", ("if (t > 0) current.fetch(t - 1);", "")),
     fault(
         "u of the step itself kept",
-        ("before = load(p.potentials + unit(t - 1)", "before = load(p.potentials + unit(t)"),
+        ("if (t > 0) return load(p.potentials + unit(t - 1)", "if (t > 0) return load(p.potentials + unit(t)"),
     ),
     # Memory, which only AddressSanitizer sees in what torch allocates.
     fault(
