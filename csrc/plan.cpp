@@ -28,6 +28,10 @@ const char* why_not_persistent(const Shape& s, const Request& r) {
   return nullptr;
 }
 
+// Shared memory of the weight gradient, the second launch of the backward pass: 128 bytes a thread of 4 kernel warps,
+// and no less than its static part.
+int64_t weight_gradient_bytes(const Shape& s) { return 4 * s.kernel * 32 * 128 + 7424; }
+
 int64_t static_bytes(const Request& r) {
   const int64_t coefficients = CircuitCells::traits(r.neuron).coefficients;
   return (r.backward ? kStaticBackward : kStaticForward) + coefficients * kStaticCoefficient;
@@ -84,7 +88,9 @@ Plan plan(const Shape& shape, const Request& request) {
   p.reason = why_not_persistent(shape, request);
   if (!p.reason) {
     size_persistent(shape, request, p);
-    if (static_bytes(request) + p.dynamic_bytes > request.shared_bytes_limit) p.reason = "too little shared memory";
+    const int64_t needed =
+        std::max(static_bytes(request) + p.dynamic_bytes, request.backward ? weight_gradient_bytes(shape) : int64_t(0));
+    if (needed > request.shared_bytes_limit) p.reason = "too little shared memory";
   }
   p.kernel = p.reason ? KernelKind::kGeneral : KernelKind::kPersistent;
   if (!p.reason) p.reason = "8 or 16 channels a group on a map up to 32x32";
