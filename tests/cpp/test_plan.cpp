@@ -79,7 +79,7 @@ void test_cuda_paper_layer() {
 
 // Backward: what does not fit on chip is read again, u of the step before last of all.
 void test_cuda_paper_layer_backward() {
-  constexpr int64_t kNeurons = 16384 * 4, kSums = 16 * 16 * 6 * 4 + 16 * 32 * 32, kMap = 3 * 36 * 36 * 4 * 2;
+  constexpr int64_t kNeurons = 16384 * 4, kSums = 16 * 16 * 6 * 4, kMap = 3 * 36 * 36 * 4 * 2;
   for (const bool attached : {false, true}) {
     const int64_t shared = attached ? kMap : kSums;
     const auto planned = [&](int64_t shared_kib) {
