@@ -17,6 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from stc_cuda.profiling import Timing
 
+from .environment import ROOT
+
 # Prepares a run, untimed, and returns what is timed.
 Prepare = Callable[[], Callable[[], object]]
 FEWEST_ROUNDS = 3
@@ -64,7 +66,7 @@ def at_most(seconds: float, what: str) -> Iterator[None]:
 
 def said(error: BaseException) -> str:
     """An error in a line."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).replace(f"{ROOT}/", "").split())
     return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
 
 
