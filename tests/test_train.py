@@ -220,7 +220,9 @@ def test_a_killed_run_goes_on_from_the_last_checkpoint_inside_an_epoch(tmp_path:
         "Trainer._step = killed\nfrom stc_cuda.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "train", str(file), "--out", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    # as many threads as here: sums of theirs differ otherwise
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=threads)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert load_state(run / "last.resume.pt")["step"] == STEPS_PER_EPOCH + 2
     (run / "last.resume.pt.part").write_bytes(b"half")  # as if it had been writing
