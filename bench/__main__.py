@@ -11,6 +11,7 @@ import faulthandler
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,25 @@ def run_bench(arguments: list[str]) -> None:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     seconds = float(options.seconds or SECONDS[options.device])
-    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)  # a call that hangs ends here; the rows are written
+    with hard_stop(seconds + GRACE):
+        results = run_cases(options, seconds)
+    broken = [row for row in results.rows if row.contestant == OURS and row.error and "no time left" not in row.error]
+    if broken:
+        sys.exit(f"python -m bench: {len(broken)} passes of this library failed; the first said {broken[0].error}")
+
+
+@contextmanager
+def hard_stop(seconds: float) -> Iterator[None]:
+    """Ends the process after so many seconds, also in a call that hangs; the rows so far are written by then."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:  # however it ends: a timer that is left would end whatever the process does later
+        faulthandler.cancel_dump_traceback_later()
+
+
+def run_cases(options: argparse.Namespace, seconds: float) -> report.Results:
+    """Measures and writes what was asked for."""
     deadline = Deadline.after(seconds)
     device = torch.device(options.device)
     try:
@@ -184,10 +203,7 @@ def run_bench(arguments: list[str]) -> None:
         print("\nSpikingJelly is not installed; not compared")
     print()
     write(results, options)
-    faulthandler.cancel_dump_traceback_later()
-    broken = [row for row in results.rows if row.contestant == OURS and row.error and "no time left" not in row.error]
-    if broken:
-        sys.exit(f"python -m bench: {len(broken)} passes of this library failed; the first said {broken[0].error}")
+    return results
 
 
 def run_report(arguments: list[str]) -> None:

@@ -520,3 +520,16 @@ def test_inputs_fire_as_asked() -> None:
         with torch.no_grad():
             spikes = stc_cuda.stc_lif(*inputs.args, groups=16, **inputs.norms)[0]
         assert float(spikes.mean()) == pytest.approx(rate, abs=0.1)
+
+
+def test_a_hard_stop_ends_with_its_block() -> None:
+    script = (
+        "import sys, time\nfrom bench.__main__ import hard_stop\n"
+        "try:\n    with hard_stop(0.2):\n        sys.exit(3)\nexcept SystemExit:\n    time.sleep(0.6)\n"
+        "print('alive')\n"
+        "with hard_stop(0.2):\n    time.sleep(5)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "alive\n"
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
