@@ -307,7 +307,7 @@ def test_second_state_on_chip_and_off(near: bool, gradient_detach: bool) -> None
 @pytest.mark.emulated
 @pytest.mark.parametrize("neuron", ["stcplif", "stclmh"])
 def test_largest_map(neuron: str) -> None:
-    """Where a thread owns most, some of its gates wait in shared memory."""
+    """Where a thread owns most."""
     check("cuda_emulated", Case(neuron, 16, 1, 1, 3, 32, 31, steps=2, samples=1, dtype=torch.float32))
 
 
