@@ -82,7 +82,7 @@ class ScanBlock {
   using Real = typename V::Real;
   using K = typename Cell::K;
   static constexpr int kStates = Cell::kStates, kPotentials = Cell::kPotentials, kCoefficients = Cell::kCoefficients;
-  static constexpr int kSize = ScanTasks::kBlock;
+  static constexpr int kSize = ScanTasks::kMaxBlock;
 
   explicit ScanBlock(const ScanInputs<T>& in) : in_(in) {}
 
@@ -122,16 +122,14 @@ class ScanBlock {
     return at(potentials, i * in_.shape.steps + t);
   }
 
-  // A sequence that a step writes, or none. One larger than the caches goes past them: nothing of it would stay, and a
+  // A sequence that a step writes, or none. A large one goes past the caches: nothing of it would stay, and a
   // cache line that is written in whole need not be fetched first.
   struct Output {
     T* data;
     bool streams;
   };
   Output output(T* data) const {
-    constexpr int64_t kLarge = int64_t(32) << 20;
-    const bool large = in_.shape.steps * in_.shape.neurons * int64_t(sizeof(T)) >= kLarge;
-    return {data, large && reinterpret_cast<uintptr_t>(data) % sizeof(Real) == 0};
+    return {data, ScanTasks::is_large(in_.shape) && reinterpret_cast<uintptr_t>(data) % sizeof(Real) == 0};
   }
   template <class Lanes>
   static void put(const Output& to, int64_t i, Real x, Lanes lanes) {
@@ -182,7 +180,7 @@ class ScanForwardBlock : ScanBlock<Cell, T> {
     const T* current = p_.in.current + t * p_.in.current_step + this->first_;
     // Too far apart for the processor to see them coming: the same neurons at the next step, or the next block's first.
     const T* next =
-        t + 1 < p_.in.shape.steps ? current + p_.in.current_step : p_.in.current + this->first_ + Base::kSize;
+        t + 1 < p_.in.shape.steps ? current + p_.in.current_step : p_.in.current + this->first_ + this->count_;
     const auto spikes = this->output(this->at(p_.spikes, t)), v_seq = this->output(this->at(p_.v_seq, t));
     typename Base::Output potentials[kPotentials];
     for (int j = 0; j < kPotentials; ++j) potentials[j] = this->output(this->potential(p_.potentials, j, t));
@@ -290,8 +288,8 @@ void with_scan_cell(const ScanInputs<T>& in, F f) {
 template <class T, class F>
 void for_blocks(const ScanTasks& tasks, int64_t task, F f) {
   const int64_t end = tasks.begin(task + 1);
-  for (int64_t first = tasks.begin(task); first < end; first += ScanTasks::kBlock)
-    f(first, std::min(ScanTasks::kBlock, end - first));
+  for (int64_t first = tasks.begin(task); first < end; first += tasks.block())
+    f(first, std::min(tasks.block(), end - first));
 }
 
 template <class T>

@@ -219,9 +219,12 @@ void check_capability(const stc::CpuCapability& capability) {
             check_call<double>(capability, neuron, shape, spiking, hard_reset, full);
           }
     }
-  // larger than the caches: past them where vectors are aligned
+  // larger than the caches: past them where vectors are aligned, and in longer blocks
   for (const int64_t neurons : {int64_t(1) << 22, (int64_t(1) << 22) + 5})
     check_call<float>(capability, 0, {2, neurons, 1, neurons}, false, false, false);
+  for (int neuron = 0; neuron < int(kScanTable.size()); ++neuron)
+    if (!std::strcmp(kScanTable[neuron].name, "plif"))
+      check_call<float>(capability, neuron, {5, 7 * 250007, 7, 250007}, true, false, true);
 }
 
 }  // namespace
