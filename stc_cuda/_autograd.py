@@ -1,4 +1,4 @@
-"""The autograd Functions around the forward and backward operators."""
+"""The autograd Functions around the operators of element-wise neurons and of the spike convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._bits import pack_spikes, unpack_spikes
 from .backends import select_backend
-from .config import NeuronConfig, STCConfig
+from .config import NeuronConfig
 
 _FREED_HINT = (
     "stc_cuda: backward reached a sequence whose backward pass has run already. A state (v, spikes, ...) kept from "
@@ -19,7 +19,7 @@ _FREED_HINT = (
 )
 
 
-def _saved_tensors(ctx: Any) -> tuple[Tensor | None, ...]:
+def saved_tensors(ctx: Any) -> tuple[Tensor | None, ...]:
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
@@ -35,15 +35,15 @@ def _scan_backend(config: NeuronConfig, device: torch.device) -> tuple[Callable[
     return backend.scan_forward, backend.scan_backward
 
 
-def _cell_options(config: NeuronConfig) -> tuple[Any, ...]:
+def cell_options(config: NeuronConfig) -> tuple[Any, ...]:
     return (config.v_threshold, config.v_reset, config.surrogate, config.resolved_alpha, config.spiking)
 
 
-def _outputs(spikes: Tensor, states: list[Tensor], v_seq: Tensor, config: NeuronConfig) -> tuple[Tensor, ...]:
+def in_order(spikes: Tensor, states: list[Tensor], v_seq: Tensor, config: NeuronConfig) -> tuple[Tensor, ...]:
     return (spikes, *states, v_seq) if config.store_v_seq else (spikes, *states)
 
 
-def _wants_grad(tensors: tuple[Tensor | None, ...]) -> bool:
+def wants_grad(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
@@ -64,11 +64,11 @@ class ScanFunction(torch.autograd.Function):
             ctx.save_for_backward(current if learns else None, threshold, coefficients, potentials, *before)
             ctx.neuron, ctx.config, ctx.dtype = neuron, config, current.dtype
         ctx.set_materialize_grads(False)
-        return _outputs(spikes, states, v_seq, config)
+        return in_order(spikes, states, v_seq, config)
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        current, threshold, coefficients, potentials, *before = _saved_tensors(ctx)
+        current, threshold, coefficients, potentials, *before = saved_tensors(ctx)
         config: NeuronConfig = ctx.config
         _, backward = _scan_backend(config, potentials.device)  # type: ignore[union-attr]
         needed = ctx.needs_input_grad[2:]
@@ -83,7 +83,7 @@ class ScanFunction(torch.autograd.Function):
             coefficients,
             potentials,
             ctx.dtype,
-            *_cell_options(config),
+            *cell_options(config),
             config.detach_reset,
             needed[1],
             needed[2],
@@ -98,7 +98,7 @@ def _scan_forward(
     current, threshold, coefficients, *states = tensors
     assert current is not None
     forward, _ = _scan_backend(config, current.device)
-    return forward(neuron, current, states, threshold, coefficients, *_cell_options(config), config.store_v_seq, save)
+    return forward(neuron, current, states, threshold, coefficients, *cell_options(config), config.store_v_seq, save)
 
 
 def run_scan(
@@ -111,106 +111,10 @@ def run_scan(
 ) -> tuple[Tensor, ...]:
     """Runs the kernels of an element-wise neuron on checked inputs: ``(spikes, *states[, v_seq])``."""
     tensors = (current, threshold, coefficients, *states)
-    if _wants_grad(tensors):
+    if wants_grad(tensors):
         return ScanFunction.apply(neuron, config, *tensors)
     spikes, after, v_seq, _ = _scan_forward(neuron, config, tensors, save=False)
-    return _outputs(spikes, after, v_seq, config)
-
-
-# The tensors of a circuit in the order of CircuitFunction: those of the operators up to the coefficients, then states.
-_SPIKES, _NORMS, _THRESHOLD, _COEFFICIENTS, _STATES = 3, slice(4, 10), 10, 11, 12
-
-
-class CircuitFunction(torch.autograd.Function):
-    """A circuit neuron over a sequence: ``run_circuit`` with gradients.
-
-    Saved for backward: the current (the caller's tensor, not a copy), the potentials of every step and the norms' means
-    and deviations. Spikes and gates are computed again from them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, neuron: str, config: STCConfig, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        save = any(ctx.needs_input_grad)
-        spikes, states, v_seq, potentials, norm_stats = _circuit_forward(neuron, config, tensors, save)
-        if save:
-            ctx.save_for_backward(potentials, norm_stats, *tensors)
-            ctx.neuron, ctx.config = neuron, config
-        ctx.set_materialize_grads(False)
-        return _outputs(spikes, states, v_seq, config)
-
-    @staticmethod
-    def backward(ctx: Any, grad_spikes: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        potentials, norm_stats, *tensors = _saved_tensors(ctx)
-        config: STCConfig = ctx.config
-        before = tensors[_STATES:]
-        needed = list(ctx.needs_input_grad[2:])
-        backend = select_backend(config.backend, potentials.device)  # type: ignore[union-attr]
-        *found, grad_states, grad_s, gx, bx, ga, ba, gb, bb, grad_threshold, grad_coefficients = backend.backward(
-            ctx.neuron,
-            grad_spikes,
-            list(grads[: len(before)]),
-            grads[len(before)] if config.store_v_seq else None,
-            *tensors[:_SPIKES],
-            before,
-            tensors[_SPIKES],
-            *tensors[_NORMS],
-            tensors[_THRESHOLD],
-            tensors[_COEFFICIENTS],
-            potentials,
-            norm_stats,
-            config.groups,
-            config.resolved_norm_groups,
-            config.eps,
-            *_cell_options(config),
-            config.detach_reset,
-            config.gradient_detach,
-            needed[_THRESHOLD],
-            needed[_COEFFICIENTS],
-        )
-        if config.gradient_detach:
-            needed[_SPIKES] = False  # the gates saw detached spikes, so nothing flows to those before the first step
-        found = [*found, grad_s, gx, bx, ga, ba, gb, bb, grad_threshold, grad_coefficients, *grad_states]
-        return (None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
-
-
-def _circuit_forward(
-    neuron: str, config: STCConfig, tensors: tuple[Tensor | None, ...], save: bool
-) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
-    if config.packed_spikes and save:
-        raise ValueError(
-            "packed_spikes: got True while gradients are needed, but packed spikes cannot carry a gradient; "
-            "run under torch.no_grad() or pass packed_spikes=False"
-        )
-    current = tensors[0]
-    assert current is not None
-    return select_backend(config.backend, current.device).forward(
-        neuron,
-        *tensors[:_SPIKES],
-        list(tensors[_STATES:]),
-        tensors[_SPIKES],
-        *tensors[_NORMS],
-        tensors[_THRESHOLD],
-        tensors[_COEFFICIENTS],
-        config.groups,
-        config.resolved_norm_groups,
-        config.eps,
-        *_cell_options(config),
-        config.store_v_seq,
-        config.packed_spikes,
-        save,
-    )
-
-
-def run_circuit(neuron: str, config: STCConfig, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """Runs the kernels of a circuit neuron on checked inputs: ``(spikes, *states[, v_seq])``.
-
-    ``tensors``: current, temporal_weight, spatial_weight, spikes, the six norm parameters, threshold, coefficients,
-    states.
-    """
-    if _wants_grad(tensors):
-        return CircuitFunction.apply(neuron, config, *tensors)
-    spikes, states, v_seq, _, _ = _circuit_forward(neuron, config, tensors, save=False)
-    return _outputs(spikes, states, v_seq, config)
+    return in_order(spikes, after, v_seq, config)
 
 
 #: What ``stc_cuda::spike_conv`` tells of itself by number.
@@ -252,7 +156,7 @@ class SpikeConvFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight = _saved_tensors(ctx)
+        x, weight = saved_tensors(ctx)
         if grad is None:
             return None, None, None, None
         of_input, of_weight, of_bias, _ = ctx.needs_input_grad
@@ -298,7 +202,7 @@ def _torch_weight_gradient(
 
 def run_spike_conv(x: Tensor, weight: Tensor, bias: Tensor | None, path: str) -> tuple[Tensor, str | None]:
     """The result and the path: ``"events"``, ``"dense"``, ``"real"`` for no spikes, None where it cannot be known."""
-    if _wants_grad((x, weight, bias)):
+    if wants_grad((x, weight, bias)):
         out, report = SpikeConvFunction.apply(x, weight, bias, path)
     else:
         out, _, report = _spike_conv_forward(x, weight, bias, False, path)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import run_circuit, run_scan
+from ._autograd import run_scan
 from ._bits import pack_spikes
 from ._checks import Pair, channels_of, check_binary, check_circuit, check_scan, state_dtype
+from ._circuit import run_circuit
 from .backends import runs_on_reference, select_backend
 from .cells import Cell, Coefficient
 from .config import NeuronConfig, STCConfig

@@ -100,11 +100,13 @@ class STCConfig(NeuronConfig):
     eps: float = 1e-5
     gradient_detach: bool = False
     packed_spikes: bool = False
+    recompute_every: int | None = None
 
     def __post_init__(self) -> None:
         _require_count("groups", self.groups)
-        if self.norm_groups is not None:
-            _require_count("norm_groups", self.norm_groups)
+        for name in ("norm_groups", "recompute_every"):
+            if getattr(self, name) is not None:
+                _require_count(name, getattr(self, name))
         _require_finite("eps", self.eps)
         if self.eps < 0:
             raise ValueError(f"eps: got {self.eps}, expected 0 or more")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import cells
-from ._autograd import CircuitFunction
 from ._call import call_circuit
+from ._circuit import CircuitFunction
 
 
 class STCFunction(CircuitFunction):

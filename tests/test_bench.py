@@ -514,6 +514,23 @@ def test_regression_cases_run() -> None:
     assert "5 passed" in done.stdout
 
 
+def test_memory_by_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import memory
+
+    memory.main(["--steps", "16", "--channels", "64", "--size", "16", "--rounds", "1"])
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    figures = {name: [float(x) for x in numbers] for name, *numbers in lines[1:]}
+    assert all(abs(conv + rest - kept) <= 0.011 for conv, rest, kept, *_ in figures.values())
+    conv, rest, _, _, _ = figures["stc_cuda"]
+    assert 0.12 <= conv <= 0.2
+    assert 8 <= rest <= 8.2
+    assert 4 + 4 / 16 <= figures["stc_cuda, recompute_every=8"][1] <= 4.7
+    assert figures["authors' layer"][2] >= 43
+    assert figures["stc_cuda, bfloat16 autocast"][1] <= 6.2
+    assert figures["stc_cuda, inference"][:3] == [0, 0, 0]
+    assert all(peak >= kept for _, _, kept, peak, _ in figures.values())
+
+
 def test_inputs_fire_as_asked() -> None:
     for bias, rate in ((-0.65, 0.05), (0.75, 0.5)):
         inputs = make_inputs(Layer(4, 1, 64, 16), bias, rate, CPU)

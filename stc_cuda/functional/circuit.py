@@ -25,6 +25,7 @@ def _config(
     spiking: bool,
     store_v_seq: bool,
     packed_spikes: bool,
+    recompute_every: int | None,
     backend: str,
 ) -> tuple[STCConfig, Tensor | None]:
     number, threshold = split_threshold(v_threshold)
@@ -38,6 +39,7 @@ def _config(
         detach_reset=detach_reset,
         store_v_seq=store_v_seq,
         packed_spikes=packed_spikes,
+        recompute_every=recompute_every,
         backend=backend,
         **surrogate_options(surrogate, alpha, spiking),
     )
@@ -74,6 +76,7 @@ def stc_lif(
     spiking: bool = True,
     store_v_seq: bool = False,
     packed_spikes: bool = False,
+    recompute_every: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, ...]:
     r"""Runs the Spatio-Temporal Circuit LIF neuron over a sequence.
@@ -119,6 +122,9 @@ def stc_lif(
         store_v_seq: also return the membrane potential after reset of every step.
         packed_spikes: return the spikes as bits, uint8 ``[T, N, groups, H, W, ceil(C/groups/8)]`` (bit ``c % 8`` of
             byte ``c // 8`` is channel ``c`` of the group; :func:`unpack_spikes` reads them). Inference only.
+        recompute_every: to need less memory for backward, keep the state every so many steps and compute the steps
+            between once more, some at a time: 4 + 4/k bytes per neuron and step in float32 instead of 8, for a
+            forward pass more. The reference does not read it.
         backend: ``"auto"`` (compiled kernels of the device), ``"cpu"``, ``"reference"`` (plain PyTorch, slow, with
             ordinary autograd) or a registered name.
 
@@ -143,6 +149,7 @@ def stc_lif(
         spiking,
         store_v_seq,
         packed_spikes,
+        recompute_every,
         backend,
     )
     norms = _norms(current_norm, temporal_norm, spatial_norm)
@@ -173,6 +180,7 @@ def stc_plif(
     spiking: bool = True,
     store_v_seq: bool = False,
     packed_spikes: bool = False,
+    recompute_every: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, ...]:
     r"""Runs the Spatio-Temporal Circuit on a LIF neuron with a learnt decay over a sequence.
@@ -198,6 +206,7 @@ def stc_plif(
         spiking,
         store_v_seq,
         packed_spikes,
+        recompute_every,
         backend,
     )
     norms = _norms(current_norm, temporal_norm, spatial_norm)
@@ -233,6 +242,7 @@ def stc_lmh(
     spiking: bool = True,
     store_v_seq: bool = False,
     packed_spikes: bool = False,
+    recompute_every: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, ...]:
     r"""Runs the Spatio-Temporal Circuit on the two-compartment LM-H neuron over a sequence.
@@ -268,6 +278,7 @@ def stc_lmh(
         spiking,
         store_v_seq,
         packed_spikes,
+        recompute_every,
         backend,
     )
     norms = _norms(current_norm, temporal_norm, spatial_norm)

@@ -40,6 +40,8 @@ class SpikingPredictor(nn.Module):
         gradient_detach: no gradient through the spikes that enter the recurrent convolutions; the authors have
             ``False`` for Moving MNIST, ``True`` for TaxiBJ and KTH. Only circuits have such convolutions.
         backend: see :func:`stc_cuda.stc_lif`.
+        recompute_every: less memory in training for a forward pass more, see :func:`stc_cuda.stc_lif`. Only circuits
+            read it.
 
     Raises:
         ValueError: an argument is out of range, or there is no neuron of that name.
@@ -57,6 +59,7 @@ class SpikingPredictor(nn.Module):
         groups: int = 16,
         gradient_detach: bool = False,
         backend: str = "auto",
+        recompute_every: int | None = None,
     ) -> None:
         super().__init__()
         layer = _layer_class(neuron)
@@ -88,6 +91,7 @@ class SpikingPredictor(nn.Module):
                 groups=groups,
                 gradient_detach=gradient_detach,
                 backend=backend,
+                recompute_every=recompute_every,
             )
             for below, above in zip((patch_channels, *hidden[:-1]), hidden, strict=True)
         )

@@ -43,6 +43,8 @@ class NeuronLayer(SpikingNeuron):
         backend: see :func:`stc_cuda.lif`.
         learn_threshold: make the threshold a parameter (``threshold``).
         per_channel: learnt numbers, the threshold included, have the shape ``[channels]`` instead of ``[1]``.
+        recompute_every: circuits: keep the state every so many steps instead of every step's, see
+            :func:`stc_cuda.stc_lif`. Other neurons do not read it: they keep as little without.
 
     Shape:
         input ``[T, N, in_channels, H, W]`` of the layer's dtype, in any memory format; output spikes
@@ -78,6 +80,7 @@ class NeuronLayer(SpikingNeuron):
         backend: str = "auto",
         learn_threshold: bool = False,
         per_channel: bool = False,
+        recompute_every: int | None = None,
     ) -> None:
         super().__init__(step_mode)
         if v_reset is not None and not self.cell.hard_reset:
@@ -88,6 +91,7 @@ class NeuronLayer(SpikingNeuron):
         self.config = self._make_config(
             groups=groups,
             gradient_detach=gradient_detach,
+            recompute_every=recompute_every,
             v_threshold=v_threshold,
             v_reset=v_reset,
             detach_reset=self.detaches_reset if detach_reset is None else detach_reset,
@@ -157,9 +161,11 @@ class NeuronLayer(SpikingNeuron):
             f"detach_reset={c.detach_reset}, step_mode={self.step_mode!r}, backend={c.backend!r}"
         )
 
-    def _make_config(self, groups: int, gradient_detach: bool, **options: Any) -> NeuronConfig:
+    def _make_config(
+        self, groups: int, gradient_detach: bool, recompute_every: int | None, **options: Any
+    ) -> NeuronConfig:
         # The norms have these groups, and every neuron is held to the same rules.
-        STCConfig(groups=groups, gradient_detach=gradient_detach)
+        STCConfig(groups=groups, gradient_detach=gradient_detach, recompute_every=recompute_every)
         return NeuronConfig(**options)
 
     def _learnt(self, value: float) -> nn.Parameter:
@@ -219,8 +225,10 @@ class CircuitLayer(NeuronLayer):
         conv = nn.Conv2d(self.channels, self.channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
         return nn.Sequential(conv, nn.GroupNorm(groups, self.channels, eps=1e-5))
 
-    def _make_config(self, groups: int, gradient_detach: bool, **options: Any) -> STCConfig:
-        return STCConfig(groups=groups, gradient_detach=gradient_detach, **options)
+    def _make_config(
+        self, groups: int, gradient_detach: bool, recompute_every: int | None, **options: Any
+    ) -> STCConfig:
+        return STCConfig(groups=groups, gradient_detach=gradient_detach, recompute_every=recompute_every, **options)
 
     def _current(self, x: Tensor) -> Tensor:
         return self.conv_x[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])

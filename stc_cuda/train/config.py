@@ -78,6 +78,7 @@ class ModelConfig(Section):
     groups: Count = 16
     gradient_detach: bool = False
     backend: str = "auto"
+    recompute_every: Count | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:
