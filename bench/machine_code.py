@@ -33,16 +33,15 @@ from .kernels import ROOT, Kernel, ToolError, _output, demangle, find_cuobjdump,
 RECORD = ROOT / "bench" / "loops.json"
 ARCH = 90
 WARPS = (1, 2, 4, 5, 8)  # of a scheduler
-# The instances that the paper's layer takes, and those of a half and of a quarter or less of its map.
+# The instances that the paper's layer takes, and those that a half, a quarter or an eighth of its map would.
 WANTED = re.compile(
-    r"persistent_forward<Channels=16, Kernel=5, Runs=([124], ResidentWeights=true|4, ResidentWeights=false), Cell=StcLif>"
-    r"|persistent_backward<Channels=16, Kernel=5, Runs=[124], Attached=\w+, Cell=StcLif>"
+    r"persistent_(for|back)ward<Channels=16, Kernel=5, Runs=[124], (ResidentWeights|Attached)=\w+, Cell=StcLif>"
     r"|weight_gradient_partials<Channels=16, Kernel=5>"
 )
 
-# Cycles until a result can be used. Shared memory and the caches of an H100: Luo et al. 2024, the source of roofline.py's
-# share of mma.sync. The rest are of Volta (Jia et al. 2018, Dissecting the NVIDIA Volta GPU Architecture via
-# Microbenchmarking) or guesses of that order. Fixed latencies stand in the machine code.
+# Cycles until a result can be used. Shared memory and the caches of an H100: Luo et al. 2024, the source of
+# roofline.py's share of mma.sync. The rest are of Volta (Jia et al. 2018, Dissecting the NVIDIA Volta GPU Architecture
+# via Microbenchmarking) or guesses of that order. Fixed latencies stand in the machine code.
 LATENCIES = {"LDS": 29, "LDSM": 33, "LDL": 40, "SHFL": 23, "MUFU": 22, "LDC": 30, "VOTE": 14, "S2R": 24, "S2UR": 24}
 OTHER_LATENCY = 20
 # Weights, marked constant, stream from the second-level cache: the first has no room beside so much shared memory.
@@ -53,7 +52,7 @@ TENSOR_CYCLES = 4 / 0.63
 BUSY = {"alu": 2, "imad": 2, "mufu": 8, "tensor": TENSOR_CYCLES}
 ONCE = "once"  # the role of a loop beside that over the steps, and the first word of those with a purpose
 QUEUE = 16  # cycles of shared memory's work that may lie ahead of an access
-ITERATIONS = 5  # simulated; the first two warm up
+WARM_UP, ITERATIONS = 2, 6  # of each warp at least
 
 _UNITS = {
     "tensor": ("HMMA",),
@@ -219,16 +218,18 @@ class Code:
 
 
 def simulate(body: list[Instruction], warps: int) -> float:
-    """Cycles of an iteration for so many warps of one scheduler, all of which do one."""
-    place, ready, done = [0] * warps, [3 * w for w in range(warps)], [0] * warps
+    """Cycles of an iteration for so many warps of one scheduler, all of which do one: how fast they get on once they
+    have spread over the loop."""
+    place, ready, issued = [0] * warps, [3 * w for w in range(warps)], [0] * warps
     boards = [[0.0] * 6 for _ in range(warps)]
     free = dict.fromkeys(("alu", "imad", "mufu", "tensor", "memory"), 0.0)
     ahead = {"tensor": 2, "memory": QUEUE}  # cycles of work that may wait in front of these
-    marks: dict[int, int] = {}
-    now, last = 0, 0
-    while min(done) < ITERATIONS:
-        for w in ((last + k) % warps for k in range(warps)):
-            if done[w] >= ITERATIONS or ready[w] > now:
+    now, last, begin, before = 0, 0, -1, 0
+    while min(issued) < ITERATIONS * len(body):
+        if begin < 0 and min(issued) >= WARM_UP * len(body):
+            begin, before = now, sum(issued)
+        for w in ((last + 1 + k) % warps for k in range(warps)):  # in turn, so that none is left behind
+            if ready[w] > now:
                 continue
             one = body[place[w]]
             if any(boards[w][board] > now for board in one.waits):
@@ -246,18 +247,22 @@ def simulate(body: list[Instruction], warps: int) -> float:
                 boards[w][board] = max(boards[w][board], now + latency)
             ready[w] = now + one.stall
             place[w] = (place[w] + 1) % len(body)
-            if not place[w]:
-                done[w] += 1
-                marks[done[w]] = now
+            issued[w] += 1
             last = w
             break
         now += 1
-    return (marks[ITERATIONS] - marks[2]) / (ITERATIONS - 2)
+    return (now - begin) * warps * len(body) / (sum(issued) - before)
 
 
-def _role(own: list[Instruction], parent: str, children: int) -> str:
+def _narrow(one: Instruction) -> bool:
+    return one.narrow
+
+
+def _role(own: list[Instruction], parent: str, children: bool) -> str:
     """What a loop does, from what is in it."""
     names = Counter(one.base for one in own)
+    if not parent:
+        return "step"
     if parent.startswith(ONCE):
         if names["VOTE"] or names["MUFU"]:
             return f"{ONCE} {'spikes' if names['VOTE'] else 'fold'}"
@@ -286,36 +291,25 @@ def _role(own: list[Instruction], parent: str, children: int) -> str:
     return "other"
 
 
-def _entry(role: str, own: list[Instruction]) -> dict[str, Any]:
-    units = Counter(one.unit for one in own)
-    units["wavefronts"] = sum(one.wavefronts for one in own)
-    units["barriers"] = sum(one.base == "BAR" for one in own)
-    return {
-        "role": role,
-        "instructions": len(own),
-        "units": dict(sorted(units.items())),
-        "cycles": {str(warps): round(simulate(own, warps), 1) for warps in WARPS},
-    }
+Loop = tuple[str, list[Instruction]]  # what it does, and the way through it
 
 
-def _walk(code: Code, head: int, role: str, avoided: Avoided) -> Iterator[dict[str, Any]]:
-    own, children = code.path(head, avoided)
-    yield _entry(role, own)
+def _reaches(code: Code, head: int, unit: str) -> bool:
+    return any(one.unit == unit for h, block in code.blocks.items() if head <= h <= code.loops[head] for one in block)
+
+
+def _walk(code: Code, head: int, parent: str) -> Iterator[Loop]:
+    own, children = code.path(head, _narrow)
+    if parent == "step" and any(one.base == "BAR" for one in own) and _reaches(code, head, "mufu"):
+        yield from _visits(code, head)
+        return
+    role = _role(own, parent, bool(children))
+    yield role, own
     for child in children:
-        below, more = code.path(child, avoided)
-        if role == "step" and any(one.base == "BAR" for one in below) and any(
-            one.unit == "mufu" for one in _all_of(code, child)
-        ):
-            yield from _visits(code, child)
-        else:
-            yield from _walk(code, child, _role(below, role, len(more)), avoided)
+        yield from _walk(code, child, role)
 
 
-def _all_of(code: Code, head: int) -> list[Instruction]:
-    return [one for h, block in code.blocks.items() if head <= h <= code.loops[head] for one in block]
-
-
-def _visits(code: Code, head: int) -> Iterator[dict[str, Any]]:
+def _visits(code: Code, head: int) -> Iterator[Loop]:
     """The backward kernel's two visits of the neurons by one text: for the sums, which stores nothing, and for the
     gradients, which has no barrier."""
     for visit, without in (("sum", ("STG",)), ("gradient", ("BAR", "SHFL"))):
@@ -323,30 +317,35 @@ def _visits(code: Code, head: int) -> Iterator[dict[str, Any]]:
         def avoided(one: Instruction, without: tuple[str, ...] = without) -> bool:
             return one.base in without or one.narrow
 
-        names = ("visit", "tile", "run")
-        level = [head]
-        for name in names:
-            if not level:
-                break
-            own, inner = code.path(level[0], avoided)
-            yield _entry(f"{visit} {name}", own)
-            level = [h for h in inner if any(one.unit == "mufu" for one in _all_of(code, h))]
+        inner = [head]
+        for part in ("visit", "tile", "run"):
+            if inner:
+                own, children = code.path(inner[0], avoided)
+                yield f"{visit} {part}", own
+                inner = [child for child in children if _reaches(code, child, "mufu")]
 
 
-def loops_of(code: Code) -> list[dict[str, Any]]:
-    """Of the loop over the steps, or of the weight gradient's over the batches, which is the longest, and of those
-    inside; then those before and behind it."""
-
-    def narrow(one: Instruction) -> bool:
-        return one.narrow
-
+def loops_of(code: Code) -> list[Loop]:
+    """That over the steps, or of the weight gradient over the batches, which is the longest, and those inside; then
+    those before and behind it."""
     step = max(code.loops, key=lambda head: code.loops[head] - head)
-    found = list(_walk(code, step, "step", narrow))
-    for head in code.inside(-1, 1 << 60):
-        if head != step:
-            own, children = code.path(head, narrow)
-            found += _walk(code, head, _role(own, ONCE, len(children)), narrow)
-    return found
+    return [
+        loop
+        for head in (step, *(h for h in code.inside(-1, 1 << 60) if h != step))
+        for loop in _walk(code, head, "" if head == step else ONCE)
+    ]
+
+
+def counted(loop: Loop) -> dict[str, Any]:
+    role, own = loop
+    units = Counter(one.unit for one in own)
+    units["wavefronts"] = sum(one.wavefronts for one in own)
+    units["barriers"] = sum(one.base == "BAR" for one in own)
+    return {"role": role, "instructions": len(own), "units": dict(sorted(units.items()))}
+
+
+def simulated(loop: Loop) -> dict[str, float]:
+    return {str(warps): round(simulate(loop[1], warps), 1) for warps in WARPS}
 
 
 def kernels_of(extension: Path) -> dict[str, Code]:
@@ -377,7 +376,10 @@ def record() -> dict[str, Any]:
     return {
         "arch": ARCH,
         "cuda": stc_cuda.build_info()["cuda"],
-        "kernels": {name: loops_of(code) for name, code in sorted(codes.items())},
+        "kernels": {
+            name: [{**counted(loop), "cycles": simulated(loop)} for loop in loops_of(code)]
+            for name, code in sorted(codes.items())
+        },
     }
 
 
@@ -391,7 +393,9 @@ def main() -> None:
     found = record()
     write_whole(RECORD, as_text(found))
     for name, entries in found["kernels"].items():
-        print(f"\n{name}\n\n| loop | instructions | of them by unit | cycles by warps of a scheduler |\n|---|---|---|---|")
+        print(
+            f"\n{name}\n\n| loop | instructions | of them by unit | cycles by warps of a scheduler |\n|---|---|---|---|"
+        )
         for entry in entries:
             by_unit, cycles = (", ".join(f"{k} {v}" for k, v in entry[key].items()) for key in ("units", "cycles"))
             print(f"| {entry['role']} | {entry['instructions']} | {by_unit} | {cycles} |")

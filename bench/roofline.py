@@ -33,22 +33,22 @@ from stc_cuda import KernelPlan, kernel_plan
 from .cases import BACKWARD, DETACHED, FORWARD, LAYER_NAMES, ROLLOUT, TRAINING, USUAL_RATE, Layer, layer_cases
 from .contestants import GRAPH, OURS
 from .kernels import ARCHITECTURES, ROOT, Kernel
-from .machine_code import ONCE, RECORD
+from .machine_code import DEVICE_MEMORY, ONCE, RECORD, SECOND_LEVEL
 from .report import Results, number
 
 MACS = 16 * 8 * 16  # of one m16n8k16
 SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
 MAX_REGISTERS = 128  # of a thread, by the persistent kernels' launch bounds
-RUN_PIXELS, MAX_WARPS = 16, 16  # csrc/cuda/persistent.cuh
 WEIGHT_BATCH = 10  # runs of a batch of the weight gradient, in two parts, by 20 warps; csrc/cuda/weight_gradient.cuh
 
 # Estimates.
 BARRIER_CYCLES = 40  # a block's warps to meet, and to go on
 REMOTE_CYCLES = 180  # between multiprocessors of a cluster: Luo et al., the source of the H100's ``mma_sync``
-MEMORY_CYCLES = 479  # device memory; the same
 SMALL_LAUNCH = 3e-6  # seconds of a kernel that packs or sums, with its start
 LAUNCH = 1e-6  # start of one that follows another
+CLUSTERS_FROM = 90  # compute capability
 FORWARD_MEETINGS, BACKWARD_MEETINGS = 2, 1  # barriers of a cluster a step, as docs/small_batches.md has them
+SMALL_BATCHES = (1, 2, 3, 4)
 L2_SHARE = 2.0  # bytes per second that the second-level cache gives, in parts of device memory's
 
 
@@ -96,6 +96,12 @@ GPUS = {
         f"NVIDIA H100 data sheet and Hopper white paper; {_HOPPER}",
     ),
     "h200": Gpu("H200 SXM", 90, 132, 1.83e9, 4.8e12, 989.4e12, 0.63, f"NVIDIA H200 data sheet; {_HOPPER}"),
+    "rtx3090": Gpu(
+        "GeForce RTX 3090", 86, 82, 1.695e9, 0.936e12, 71e12, 1.0, "NVIDIA Ampere GA102 architecture white paper"
+    ),
+    "rtx5090": Gpu(
+        "GeForce RTX 5090", 120, 170, 2.41e9, 1.792e12, 209.5e12, 1.0, "NVIDIA RTX Blackwell architecture white paper"
+    ),
     "b200": Gpu(
         "B200",
         100,
@@ -131,6 +137,7 @@ class Terms:
     bytes: float = 0.0
     kernels: int = 0
     blocks: dict[str, int] = field(default_factory=dict)  # a multiprocessor, by kernel
+    each: dict[str, float] = field(default_factory=dict)  # seconds by kernel
 
     def __add__(self, other: Terms) -> Terms:
         summed = {
@@ -138,7 +145,13 @@ class Terms:
             for name in ("memory", "tensor", "issue", "waits", "launches", "seconds", "mma", "bytes", "kernels")
         }
         longer = self if self.seconds >= other.seconds else other
-        return Terms(**summed, turns=longer.turns, even=longer.even, blocks={**self.blocks, **other.blocks})
+        return Terms(
+            **summed,
+            turns=longer.turns,
+            even=longer.even,
+            blocks={**self.blocks, **other.blocks},
+            each={**self.each, **other.each},
+        )
 
     @property
     def bound(self) -> str:
@@ -197,7 +210,8 @@ class Block:
 @functools.cache
 def loops() -> dict[str, list[dict[str, Any]]]:
     """bench/loops.json: by kernel, the loops of a step."""
-    return json.loads(RECORD.read_text())["kernels"]  # type: ignore[no-any-return]
+    found: dict[str, list[dict[str, Any]]] = json.loads(RECORD.read_text())["kernels"]
+    return found
 
 
 def _product_sizes(layer: Layer) -> tuple[int, int, int, int]:
@@ -288,7 +302,7 @@ def block(gpu: Gpu, name: str, warps: int, trips: Trips, cached_current: bool = 
         issue += times * loop["instructions"] * warps / SCHEDULERS
         cycles += times * max(taken, busy)
         barriers += times * loop["units"]["barriers"]
-    cycles += barriers * BARRIER_CYCLES + (0 if cached_current else MEMORY_CYCLES)
+    cycles += barriers * BARRIER_CYCLES + (0 if cached_current else DEVICE_MEMORY)
     return Block(round(mma), tensor, issue, cycles, once)
 
 
@@ -331,13 +345,18 @@ def _kernel(
     )
 
 
+def _called(terms: Terms, kernel: str, resident: int) -> Terms:
+    return replace(terms, blocks={kernel: resident}, each={kernel: terms.seconds})
+
+
 def _small(count: int) -> Terms:
     return Terms(launches=count * SMALL_LAUNCH, seconds=count * SMALL_LAUNCH, kernels=count)
 
 
-def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool) -> KernelPlan:
+def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool, split: int = 1) -> KernelPlan:
+    """Of a block that has one of ``split`` parts of a unit's rows, as docs/small_batches.md would cut them."""
     plan = kernel_plan(
-        (layer.steps, layer.samples, layer.channels, layer.size, layer.size),
+        (layer.steps, layer.samples, layer.channels, -(-layer.size // split), layer.size),
         layer.kernel,
         layer.groups,
         backward=backward,
@@ -351,22 +370,15 @@ def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool) -> KernelPlan:
             f"layer: got {layer}, which runs on the {plan.kernel} kernels ({plan.reason}); the model is of the "
             "persistent ones"
         )
-    return plan
+    return replace(plan, tasks=plan.tasks * split)
 
 
-def _split(plan: KernelPlan, layer: Layer, blocks: int) -> KernelPlan:
-    """The plan of a block that has so many parts of a unit's rows, as docs/small_batches.md would cut them."""
-    if blocks == 1:
-        return plan
-    runs = -(-layer.size // blocks) * -(-layer.size // RUN_PIXELS)
-    each = 1 if runs <= MAX_WARPS else 2 if runs <= 2 * MAX_WARPS else 4
-    shared = plan.shared_memory // blocks  # weights do not become less, which only occupancy asks about
-    return replace(plan, runs_per_warp=each, warps=-(-runs // each), tasks=plan.tasks * blocks, shared_memory=shared)
-
-
-def _meetings(split: int, count: int) -> float:
-    """Cycles of a step in which the blocks of a unit wait for one another: a message there, and one back."""
-    return 2 * REMOTE_CYCLES * count if split > 1 else 0.0
+def _meetings(gpu: Gpu, split: int, count: int) -> float:
+    """Cycles of a step in which the blocks of a unit wait for one another: in a cluster a message there and one back,
+    else what was written, a count that goes up after it, the count read, and what was written read."""
+    if split == 1:
+        return 0.0
+    return count * (2 * REMOTE_CYCLES if gpu.arch >= CLUSTERS_FROM else 4 * SECOND_LEVEL)
 
 
 def _name(layer: Layer, plan: KernelPlan, flag: str) -> str:
@@ -382,29 +394,29 @@ def _units(gpu: Gpu, tasks: int, resident: int) -> tuple[int, int]:
 
 
 def _forward(gpu: Gpu, layer: Layer, training: bool, split: int = 1) -> Terms:
-    plan = _split(_plan(gpu, layer, backward=False, attached=True), layer, split)
+    plan = _plan(gpu, layer, backward=False, attached=True, split=split)
     name = _name(layer, plan, f"ResidentWeights={str(plan.resident_weights).lower()}")
     resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
     units, at_once = _units(gpu, plan.tasks, resident)
     trips = forward_trips(layer, plan.runs_per_warp, plan.warps)
     cost = block(gpu, name, plan.warps * at_once, trips, plan.cached_current)
-    cost = replace(cost, step=cost.step + _meetings(split, FORWARD_MEETINGS))
+    cost = replace(cost, step=cost.step + _meetings(gpu, split, FORWARD_MEETINGS))
     first, again = traffic(layer, plan, "training" if training else "inference")
     terms = _kernel(gpu, layer, cost, first, again, units, at_once, layer.steps, plan.tasks)
-    return replace(terms, blocks={"persistent_forward": resident}) + _small(1)
+    return _called(terms, "persistent_forward", resident) + _small(1)
 
 
 def _backward(gpu: Gpu, layer: Layer, attached: bool, split: int = 1) -> Terms:
-    plan = _split(_plan(gpu, layer, backward=True, attached=attached), layer, split)
+    plan = _plan(gpu, layer, backward=True, attached=attached, split=split)
     name = _name(layer, plan, f"Attached={str(attached).lower()}")
     resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
     units, at_once = _units(gpu, plan.tasks, resident)
     trips = backward_trips(layer, plan.runs_per_warp, plan.warps, attached)
     cost = block(gpu, name, plan.warps * at_once, trips, plan.cached_current)
-    cost = replace(cost, step=cost.step + _meetings(split, BACKWARD_MEETINGS + attached))
+    cost = replace(cost, step=cost.step + _meetings(gpu, split, BACKWARD_MEETINGS + attached))
     first, again = traffic(layer, plan, "attached" if attached else "backward")
     kernel = _kernel(gpu, layer, cost, first, again, units, at_once, layer.steps, plan.tasks)
-    kernel = replace(kernel, blocks={"persistent_backward": resident})
+    kernel = _called(kernel, "persistent_backward", resident)
     # the second launch, over z' and the spike bits of all pairs of step and sample
     pairs = layer.steps * layer.samples
     splits = max(1, min(264 // layer.groups, pairs))  # weight_splits of csrc/cuda/persistent_backward.cu
@@ -416,23 +428,23 @@ def _backward(gpu: Gpu, layer: Layer, attached: bool, split: int = 1) -> Terms:
     cost = block(gpu, weights, warps * at_once, weight_trips(layer))
     second = _kernel(gpu, layer, cost, 8.0 + 1 / 8, 0.0, units, at_once, -(-pairs // splits), layer.groups * splits)
     second = replace(second, mma=weight_mma(layer) * pairs * layer.groups)
-    second = replace(second, blocks={"weight_gradient_partials": resident})
+    second = _called(second, "weight_gradient_partials", resident)
     return kernel + second + _small(4 if attached else 3)
 
 
-def predict(gpu: Gpu, layer: Layer, what: str) -> Terms:
-    """Of one pass of STC-LIF.
+def predict(gpu: Gpu, layer: Layer, what: str, split: int = 1) -> Terms:
+    """Of one pass of STC-LIF; ``split``: blocks that share a unit, of a design (docs/small_batches.md).
 
     Raises:
         ValueError: the layer does not run on the persistent kernels, or there is no such pass.
     """
     attached, name = not what.endswith(DETACHED), what.removesuffix(DETACHED)
     if name in (FORWARD, ROLLOUT):
-        return _forward(gpu, layer, training=False)
+        return _forward(gpu, layer, training=False, split=split)
     if name == BACKWARD:
-        return _backward(gpu, layer, attached)
+        return _backward(gpu, layer, attached, split)
     if name == TRAINING:
-        return _forward(gpu, layer, training=True) + _backward(gpu, layer, attached)
+        return _forward(gpu, layer, training=True, split=split) + _backward(gpu, layer, attached, split)
     raise ValueError(f"what: got {what!r}, expected a pass of bench/cases.py")
 
 
@@ -448,7 +460,7 @@ def measured(results: Results) -> dict[tuple[str, str, str], float]:
 def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] | None = None) -> str:
     """Predictions, with what was measured beside them."""
     columns = ["layer", "pass", "ms", "us a step", "bound by", "memory", "tensor cores", "issue", "waits", "launches"]
-    columns += ["units of the busiest SM, even", "blocks a SM", "Mmma", "MB"]
+    columns += ["us a step of each kernel", "units of the busiest SM, even", "blocks a SM", "Mmma", "MB"]
     if found is not None:
         columns += ["measured ms", "of the prediction", "in a graph, ms", "of the prediction"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -459,9 +471,9 @@ def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] |
             cells = [layer, what, number(1e3 * terms.seconds), number(1e6 * terms.seconds / case.layer.steps)]
             cells.append(terms.bound)
             cells += [
-                number(1e3 * value)
-                for value in (terms.memory, terms.tensor, terms.issue, terms.waits, terms.launches)
+                number(1e3 * value) for value in (terms.memory, terms.tensor, terms.issue, terms.waits, terms.launches)
             ]
+            cells.append(", ".join(number(1e6 * seconds / case.layer.steps) for seconds in terms.each.values()))
             cells += [f"{terms.turns:g}, {terms.even:.2f}", ", ".join(map(str, terms.blocks.values()))]
             cells += [number(terms.mma / 1e6), number(terms.bytes / 1e6)]
             if found is not None:
@@ -472,6 +484,26 @@ def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] |
     return "\n".join(lines)
 
 
+def small_batches(gpu: Gpu, splits: list[int]) -> str:
+    """What few samples take, and what they would take with each unit split over so many blocks."""
+    columns = ["layer", "pass", "units", "of the card idle", "ms", *(f"ms, {split} blocks a unit" for split in splits)]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for steps, passes in ((1, (ROLLOUT,)), (10, (FORWARD, BACKWARD + DETACHED, BACKWARD))):
+        for what in passes:
+            for samples in SMALL_BATCHES:
+                layer = Layer(steps, samples, carried=steps == 1)
+                units = samples * layer.groups
+                turns = -(-units // gpu.multiprocessors)
+                idle = 1 - units / (turns * gpu.multiprocessors)
+                whole = predict(gpu, layer, what).seconds
+                cells = [f"T={steps}, N={samples}", what, str(units), f"{idle:.0%}", number(1e3 * whole)]
+                for split in splits:
+                    seconds = predict(gpu, layer, what, split).seconds
+                    cells.append(f"{number(1e3 * seconds)} ({number(whole / seconds)}x)")
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -479,6 +511,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--gpu", choices=GPUS, required=True, help="whose published figures to take")
     parser.add_argument("--layers", nargs="+", choices=LAYER_NAMES, default=list(LAYER_NAMES))
     parser.add_argument("--against", type=Path, metavar="FILE", help="a GPU run's --json, or its gpu_check.json")
+    parser.add_argument(
+        "--blocks-per-unit",
+        nargs="+",
+        type=int,
+        choices=(2, 4, 8),
+        metavar="B",
+        help="instead: batches of 1 to 4 samples, and what they would take if so many blocks shared a unit",
+    )
     options = parser.parse_args(arguments)
     gpu, found = GPUS[options.gpu], None
     if options.against:
@@ -494,5 +534,8 @@ def main(arguments: list[str]) -> None:
         f"{gpu.name}: {gpu.multiprocessors} multiprocessors at {gpu.clock / 1e9:.2f} GHz, {gpu.bandwidth / 1e12:.2f} "
         f"TB/s, {gpu.tensor / 1e12:.0f} TFLOP/s in fp16, of which mma.sync {gpu.mma_sync:.0%}\nsource: {gpu.source}\n"
     )
+    if options.blocks_per_unit:
+        print(small_batches(gpu, options.blocks_per_unit))
+        return
     print("Milliseconds a call and of each term; Mmma: millions of tensor-core instructions; MB: bytes moved\n")
     print(table(gpu, options.layers, found))
