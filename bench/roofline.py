@@ -292,7 +292,7 @@ def block(gpu: Gpu, name: str, warps: int, trips: Trips, cached_current: bool = 
         recorded = {int(number): taken for number, taken in loop["cycles"].items()}
         taken = recorded[min(number for number in recorded if number >= per_scheduler)]
         products = loop["units"].get("tensor", 0)
-        busy = products * warps * gpu.mma_cycles
+        busy = products * per_scheduler * SCHEDULERS * gpu.mma_cycles
         if loop["role"].startswith(ONCE):
             once += trips.get(loop["role"], 1) * taken
             continue
@@ -353,30 +353,54 @@ def _small(count: int) -> Terms:
     return Terms(launches=count * SMALL_LAUNCH, seconds=count * SMALL_LAUNCH, kernels=count)
 
 
-def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool, split: int = 1) -> KernelPlan:
-    """Of a block that has one of ``split`` parts of a unit's rows, as docs/small_batches.md would cut them."""
-    plan = kernel_plan(
-        (layer.steps, layer.samples, layer.channels, -(-layer.size // split), layer.size),
-        layer.kernel,
-        layer.groups,
-        backward=backward,
-        gradient_detach=not attached,
-        device="cuda",
-        capability=divmod(gpu.arch, 10),
-        shared_memory=ARCHITECTURES[gpu.arch].shared_block * 1024,
-    )
-    if plan.kernel != "persistent":
+@dataclass(frozen=True)
+class Split:
+    """How blocks would share the rows of a unit, a design (docs/small_batches.md).
+
+    Attributes:
+        blocks: of a unit.
+        anew: each block plans its rows as if they were a map, which takes warps with fewer runs; else a warp keeps the
+            runs that it has in the undivided unit, and so every sum its order.
+    """
+
+    blocks: int = 1
+    anew: bool = False
+
+
+WHOLE = Split()
+
+
+def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool, split: Split = WHOLE) -> KernelPlan:
+    """Of one block."""
+
+    def planned(rows: int) -> KernelPlan:
+        return kernel_plan(
+            (layer.steps, layer.samples, layer.channels, rows, layer.size),
+            layer.kernel,
+            layer.groups,
+            backward=backward,
+            gradient_detach=not attached,
+            device="cuda",
+            capability=divmod(gpu.arch, 10),
+            shared_memory=ARCHITECTURES[gpu.arch].shared_block * 1024,
+        )
+
+    whole, part = planned(layer.size), planned(-(-layer.size // split.blocks))
+    if whole.kernel != "persistent":
         raise ValueError(
-            f"layer: got {layer}, which runs on the {plan.kernel} kernels ({plan.reason}); the model is of the "
+            f"layer: got {layer}, which runs on the {whole.kernel} kernels ({whole.reason}); the model is of the "
             "persistent ones"
         )
-    return replace(plan, tasks=plan.tasks * split)
+    if not split.anew:
+        warps = -(-part.warps * part.runs_per_warp // whole.runs_per_warp)
+        part = replace(part, runs_per_warp=whole.runs_per_warp, warps=warps)
+    return replace(part, tasks=whole.tasks * split.blocks)
 
 
-def _meetings(gpu: Gpu, split: int, count: int) -> float:
+def _meetings(gpu: Gpu, split: Split, count: int) -> float:
     """Cycles of a step in which the blocks of a unit wait for one another: in a cluster a message there and one back,
     else what was written, a count that goes up after it, the count read, and what was written read."""
-    if split == 1:
+    if split.blocks == 1:
         return 0.0
     return count * (2 * REMOTE_CYCLES if gpu.arch >= CLUSTERS_FROM else 4 * SECOND_LEVEL)
 
@@ -393,7 +417,7 @@ def _units(gpu: Gpu, tasks: int, resident: int) -> tuple[int, int]:
     return units, min(resident, units)
 
 
-def _forward(gpu: Gpu, layer: Layer, training: bool, split: int = 1) -> Terms:
+def _forward(gpu: Gpu, layer: Layer, training: bool, split: Split = WHOLE) -> Terms:
     plan = _plan(gpu, layer, backward=False, attached=True, split=split)
     name = _name(layer, plan, f"ResidentWeights={str(plan.resident_weights).lower()}")
     resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
@@ -406,7 +430,7 @@ def _forward(gpu: Gpu, layer: Layer, training: bool, split: int = 1) -> Terms:
     return _called(terms, "persistent_forward", resident) + _small(1)
 
 
-def _backward(gpu: Gpu, layer: Layer, attached: bool, split: int = 1) -> Terms:
+def _backward(gpu: Gpu, layer: Layer, attached: bool, split: Split = WHOLE) -> Terms:
     plan = _plan(gpu, layer, backward=True, attached=attached, split=split)
     name = _name(layer, plan, f"Attached={str(attached).lower()}")
     resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
@@ -432,8 +456,8 @@ def _backward(gpu: Gpu, layer: Layer, attached: bool, split: int = 1) -> Terms:
     return kernel + second + _small(4 if attached else 3)
 
 
-def predict(gpu: Gpu, layer: Layer, what: str, split: int = 1) -> Terms:
-    """Of one pass of STC-LIF; ``split``: blocks that share a unit, of a design (docs/small_batches.md).
+def predict(gpu: Gpu, layer: Layer, what: str, split: Split = WHOLE) -> Terms:
+    """Of one pass of STC-LIF.
 
     Raises:
         ValueError: the layer does not run on the persistent kernels, or there is no such pass.
@@ -485,21 +509,22 @@ def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] |
 
 
 def small_batches(gpu: Gpu, splits: list[int]) -> str:
-    """What few samples take, and what they would take with each unit split over so many blocks."""
-    columns = ["layer", "pass", "units", "of the card idle", "ms", *(f"ms, {split} blocks a unit" for split in splits)]
+    """What few samples take, and what they would take with each unit split over so many blocks: with the runs that a
+    warp has now, and planned anew."""
+    columns = ["layer", "pass", "units", "of the card idle", "ms"]
+    columns += [f"{blocks} blocks a unit: ms, runs kept; planned anew" for blocks in splits]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for steps, passes in ((1, (ROLLOUT,)), (10, (FORWARD, BACKWARD + DETACHED, BACKWARD))):
         for what in passes:
             for samples in SMALL_BATCHES:
                 layer = Layer(steps, samples, carried=steps == 1)
                 units = samples * layer.groups
-                turns = -(-units // gpu.multiprocessors)
-                idle = 1 - units / (turns * gpu.multiprocessors)
+                idle = 1 - units / (-(-units // gpu.multiprocessors) * gpu.multiprocessors)
                 whole = predict(gpu, layer, what).seconds
                 cells = [f"T={steps}, N={samples}", what, str(units), f"{idle:.0%}", number(1e3 * whole)]
-                for split in splits:
-                    seconds = predict(gpu, layer, what, split).seconds
-                    cells.append(f"{number(1e3 * seconds)} ({number(whole / seconds)}x)")
+                for blocks in splits:
+                    both = [predict(gpu, layer, what, Split(blocks, anew)).seconds for anew in (False, True)]
+                    cells.append("; ".join(f"{number(1e3 * each)} ({number(whole / each)}x)" for each in both))
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from bench.contestants import GRAPH, OURS
 from bench.kernels import ARCHITECTURES, ToolError
 from bench.latency import Row
 from bench.limits import Ceilings
-from bench.roofline import GPUS, predict
+from bench.roofline import GPUS, Split, predict
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = Layer(19, 16)
@@ -243,28 +243,34 @@ def test_predictions_for_the_h100_are_near_what_it_took() -> None:
     assert seen == {FORWARD, TRAINING, TRAINING + DETACHED, ROLLOUT}
 
 
-def test_split_units_fill_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_split_units_fill_the_card(anew: bool) -> None:
     """Of the design for small batches: parts of a unit side by side, until they have to take turns."""
-    gpu = GPUS["h100"]
-    one = Layer(10, 1)
-    whole, half, quarter = (predict(gpu, one, FORWARD, split) for split in (1, 2, 4))
+    gpu, one, four = GPUS["h100"], Layer(10, 1), Layer(10, 4)
+    split = {blocks: Split(blocks, anew) for blocks in (1, 2, 4)}
+    whole, half, quarter = (predict(gpu, one, FORWARD, split[blocks]) for blocks in (1, 2, 4))
     assert whole.seconds > half.seconds > quarter.seconds > whole.seconds / 4
     assert whole.mma == half.mma == quarter.mma
     assert (whole.even, half.even) == (pytest.approx(16 / 132), pytest.approx(32 / 132))
-    four = Layer(10, 4)
-    assert predict(gpu, four, FORWARD, 2).turns == 1
-    assert predict(gpu, four, FORWARD, 4).turns == 2
+    assert predict(gpu, four, FORWARD, split[2]).turns == 1
+    assert predict(gpu, four, FORWARD, split[4]).turns == 2
+    plan = roofline._plan(gpu, one, False, True, split[4])
+    assert (plan.runs_per_warp, plan.warps, plan.tasks) == ((1, 16, 64) if anew else (4, 4, 64))
     # without clusters the blocks meet by way of the second-level cache
-    meetings = [roofline._meetings(GPUS[name], 2, 1) for name in ("h100", "a100")]
-    assert 0 == roofline._meetings(gpu, 1, 2) < meetings[0] < meetings[1]
+    meetings = [roofline._meetings(GPUS[name], split[2], 1) for name in ("h100", "a100")]
+    assert 0 == roofline._meetings(gpu, split[1], 2) < meetings[0] < meetings[1]
+
+
+def test_small_batches_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     roofline.main(["--gpu", "h100", "--blocks-per-unit", "2", "4"])
     printed = capsys.readouterr().out
-    seconds = [predict(gpu, Layer(1, 2, carried=True), ROLLOUT, split).seconds for split in (1, 2, 4)]
-    cells = [
-        report.number(1e3 * seconds[0]),
-        *(f"{report.number(1e3 * s)} ({report.number(seconds[0] / s)}x)" for s in seconds[1:]),
-    ]
-    assert f"| T=1, N=2 | rollout step | 32 | 76% | {' | '.join(cells)} |" in printed
+    layer = Layer(1, 2, carried=True)
+    whole, *others = (
+        predict(GPUS["h100"], layer, ROLLOUT, split).seconds
+        for split in (Split(), Split(2), Split(2, True), Split(4), Split(4, True))
+    )
+    a, b, c, d = (f"{report.number(1e3 * each)} ({report.number(whole / each)}x)" for each in others)
+    assert f"| T=1, N=2 | rollout step | 32 | 76% | {report.number(1e3 * whole)} | {a}; {b} | {c}; {d} |" in printed
 
 
 def test_few_units_are_bound_by_waves() -> None:
