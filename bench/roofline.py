@@ -1,46 +1,54 @@
 """``python -m bench roofline --gpu NAME``: what a GPU should take for a layer, and why, without one.
 
-A model of STC-LIF's persistent kernels, to hold a GPU run against (``--against FILE``, of ``--json``). Known and
-counted: bytes moved (the audit's, tests/cuda_emulation/audit.py), tensor-core instructions and launches (from the
-sources' loops), the cut of the work (``stc_cuda.kernel_plan``), occupancy (registers of docs/kernels.md). Estimated:
-the constants below. A kernel takes the longer of its traffic and of its busiest multiprocessor:
+A model of STC-LIF's persistent kernels, to hold a GPU run against (``--against FILE``, of ``--json``).
 
-    busy = turns x steps x (max(tensor cores, shared memory, convolution's issue) + element-wise issue + latency)
+* **Known**: bytes moved (the audit's, tests/cuda_emulation/audit.py), trips of the loops, launches and tensor-core
+  instructions (the sources), instructions of each loop and how long a warp waits after each (the machine code,
+  bench/machine_code.py and its bench/loops.json), the cut of the work (``stc_cuda.kernel_plan``), occupancy
+  (docs/kernels.md).
+* **Estimated**: latencies and throughputs (bench/machine_code.py), the constants below, the card's sheet. Machine code
+  is that of sm_90 for all cards. Nothing is fitted to a measurement.
 
-A block does one thing after another between barriers; so these add up unless several blocks share a multiprocessor,
-where the longest of the tensor cores' and the issue slots' sums counts.
+A kernel takes the longer of its traffic and of its busiest multiprocessor, which takes, unit after unit,
+
+    sum over the loops (trips x cycles of an iteration, all warps of a scheduler at once) + barriers
+
+where an iteration with tensor-core products takes no less than these. The phases of a step add up, since barriers part
+them. What is left out: the misses of the instruction caches, loads that wait for a busy memory, warps that reach a
+barrier late, and clocks other than the sheet's.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from stc_cuda import KernelPlan, kernel_plan
 
 from .cases import BACKWARD, DETACHED, FORWARD, LAYER_NAMES, ROLLOUT, TRAINING, USUAL_RATE, Layer, layer_cases
 from .contestants import GRAPH, OURS
 from .kernels import ARCHITECTURES, ROOT, Kernel
+from .machine_code import DEVICE_MEMORY, ONCE, RECORD, SECOND_LEVEL
 from .report import Results, number
 
 MACS = 16 * 8 * 16  # of one m16n8k16
 SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
-LANES = 32
 MAX_REGISTERS = 128  # of a thread, by the persistent kernels' launch bounds
+WEIGHT_BATCH = 10  # runs of a batch of the weight gradient, in two parts, by 20 warps; csrc/cuda/weight_gradient.cuh
 
-# Estimates. Instructions of a thread for a neuron and step outside of the products: half of what the machine code of
-# sm_90 has for the paper's layer, since every access is there twice, for whole and for ragged rows.
-ELEMENTWISE = {"forward": 105, "backward": 250, "attached": 55}
-GATE_ISSUE = 14  # instructions of a warp for a pair of operands from spike bits, beside the products
-TRANSPOSED_ISSUE, TRANSPOSED_LOADS = 14, 6  # for a pair of operands of the transposed convolutions
-WEIGHT_ISSUE = 8  # for an operand of the weight gradient
-BARRIER_CYCLES, MEMORY_CYCLES = 100, 800
-BARRIERS = {"forward": 2, "backward": 6, "attached": 17}
+# Estimates.
+BARRIER_CYCLES = 40  # a block's warps to meet, and to go on
+REMOTE_CYCLES = 180  # between multiprocessors of a cluster: Luo et al., the source of the H100's ``mma_sync``
 SMALL_LAUNCH = 3e-6  # seconds of a kernel that packs or sums, with its start
 LAUNCH = 1e-6  # start of one that follows another
+CLUSTERS_FROM = 90  # compute capability
+FORWARD_MEETINGS, BACKWARD_MEETINGS = 2, 1  # barriers of a cluster a step, as docs/small_batches.md has them
+SMALL_BATCHES = (1, 2, 3, 4)
 L2_SHARE = 2.0  # bytes per second that the second-level cache gives, in parts of device memory's
 
 
@@ -88,6 +96,12 @@ GPUS = {
         f"NVIDIA H100 data sheet and Hopper white paper; {_HOPPER}",
     ),
     "h200": Gpu("H200 SXM", 90, 132, 1.83e9, 4.8e12, 989.4e12, 0.63, f"NVIDIA H200 data sheet; {_HOPPER}"),
+    "rtx3090": Gpu(
+        "GeForce RTX 3090", 86, 82, 1.695e9, 0.936e12, 71e12, 1.0, "NVIDIA Ampere GA102 architecture white paper"
+    ),
+    "rtx5090": Gpu(
+        "GeForce RTX 5090", 120, 170, 2.41e9, 1.792e12, 209.5e12, 1.0, "NVIDIA RTX Blackwell architecture white paper"
+    ),
     "b200": Gpu(
         "B200",
         100,
@@ -103,16 +117,18 @@ GPUS = {
 
 @dataclass
 class Terms:
-    """Seconds of one kernel or pass, term by term.
+    """Seconds of one kernel or pass, term by term. Tensor cores, issue slots and memory are busy at the same time.
 
     Attributes:
+        issue: slots of the schedulers.
+        waits: what the busiest multiprocessor takes beyond its tensor cores and its slots, whichever is longer.
         turns: units that the busiest multiprocessor has to do, against ``even``, were they spread without remainder.
     """
 
     memory: float = 0.0
     tensor: float = 0.0
     issue: float = 0.0
-    latency: float = 0.0
+    waits: float = 0.0
     launches: float = 0.0
     seconds: float = 0.0
     turns: float = 0.0
@@ -121,24 +137,32 @@ class Terms:
     bytes: float = 0.0
     kernels: int = 0
     blocks: dict[str, int] = field(default_factory=dict)  # a multiprocessor, by kernel
+    each: dict[str, float] = field(default_factory=dict)  # seconds by kernel
 
     def __add__(self, other: Terms) -> Terms:
         summed = {
             name: getattr(self, name) + getattr(other, name)
-            for name in ("memory", "tensor", "issue", "latency", "launches", "seconds", "mma", "bytes", "kernels")
+            for name in ("memory", "tensor", "issue", "waits", "launches", "seconds", "mma", "bytes", "kernels")
         }
         longer = self if self.seconds >= other.seconds else other
-        return Terms(**summed, turns=longer.turns, even=longer.even, blocks={**self.blocks, **other.blocks})
+        return Terms(
+            **summed,
+            turns=longer.turns,
+            even=longer.even,
+            blocks={**self.blocks, **other.blocks},
+            each={**self.each, **other.each},
+        )
 
     @property
     def bound(self) -> str:
         """The largest term; ``waves`` where the remainder of the last turn costs more than any."""
-        waves = max(self.tensor + self.issue, 0.0) * (1 - self.even / self.turns) if self.turns else 0.0
+        busy = max(self.tensor, self.issue) + self.waits
+        waves = busy * (1 - self.even / self.turns) if self.turns else 0.0
         terms = {
             "memory": self.memory,
             "tensor cores": self.tensor,
             "issue": self.issue,
-            "latency": self.latency,
+            "waits": self.waits,
             "launches": self.launches,
             "waves": waves,
         }
@@ -167,13 +191,27 @@ def blocks_a_multiprocessor(name: str, arch: int, threads: int, shared: int) -> 
 
 @dataclass(frozen=True)
 class Block:
-    """What one unit costs a multiprocessor for a step; cycles but for the tensor-core instructions."""
+    """What one unit costs a multiprocessor, in cycles.
+
+    Attributes:
+        mma: tensor-core instructions of a step.
+        tensor, issue: cycles of a step in which these are busy.
+        step: cycles of a step.
+        once: cycles before the first step and after the last.
+    """
 
     mma: int
-    issue: float  # beside them, in their loops
-    loads: float  # of shared memory there
-    elementwise: float
-    latency: float
+    tensor: float
+    issue: float
+    step: float
+    once: float
+
+
+@functools.cache
+def loops() -> dict[str, list[dict[str, Any]]]:
+    """bench/loops.json: by kernel, the loops of a step."""
+    found: dict[str, list[dict[str, Any]]] = json.loads(RECORD.read_text())["kernels"]
+    return found
 
 
 def _product_sizes(layer: Layer) -> tuple[int, int, int, int]:
@@ -201,43 +239,71 @@ def weight_mma(layer: Layer) -> int:
     return runs * layer.kernel**2 * tiles * tiles * 3
 
 
-def _gate_block(layer: Layer, runs: int) -> tuple[int, float, float]:
-    mma = gate_mma(layer, runs)
-    pairs = mma // (2 * _product_sizes(layer)[1])
-    return mma, (mma + pairs * GATE_ISSUE) / SCHEDULERS, pairs * (1 if layer.channels // layer.groups == 16 else 2)
+Trips = dict[str, float]  # of a warp, by what the loop does; one that is not named is not run, or before the steps once
 
 
-def forward_block(layer: Layer, plan: KernelPlan) -> Block:
-    mma, issue, loads = _gate_block(layer, plan.warps * plan.runs_per_warp)
-    neurons = layer.size**2 * plan.unit_channels
-    latency = BARRIERS["forward"] * BARRIER_CYCLES + (0 if plan.cached_current else MEMORY_CYCLES)
-    return Block(mma, issue, loads, ELEMENTWISE["forward"] * neurons / LANES / SCHEDULERS, latency)
+def _once_trips(layer: Layer, runs: int, warps: int) -> Trips:
+    _, tiles, steps, _ = _product_sizes(layer)
+    trips: Trips = {f"{ONCE} {what}": runs * tiles for what in ("spikes", "states", "fetch")}
+    return trips | {f"{ONCE} fold": runs * tiles + 1, f"{ONCE} weights": steps * tiles * 2 / warps}
 
 
-def backward_block(layer: Layer, plan: KernelPlan, attached: bool) -> Block:
-    runs = plan.warps * plan.runs_per_warp
-    mma, issue, loads = _gate_block(layer, runs)
-    instructions, barriers = ELEMENTWISE["backward"], BARRIERS["backward"]
-    latency = (2 if plan.cached_current else 3) * MEMORY_CYCLES
-    if attached:
-        more = transposed_mma(layer, runs)
-        instructions += ELEMENTWISE["attached"]
-        barriers += BARRIERS["attached"]
-        mma += more
-        issue += (more + more / 6 * TRANSPOSED_ISSUE) / SCHEDULERS
-        loads += more / 6 * TRANSPOSED_LOADS
-        latency += MEMORY_CYCLES
-    neurons = layer.size**2 * plan.unit_channels
-    latency += barriers * BARRIER_CYCLES
-    return Block(mma, issue, loads, instructions * neurons / LANES / SCHEDULERS, latency)
+def forward_trips(layer: Layer, runs: int, warps: int) -> Trips:
+    _, tiles, steps, _ = _product_sizes(layer)
+    return _once_trips(layer, runs, warps) | {
+        "step": 1,
+        "terms": 2,
+        "products": 2 * steps,
+        "current": runs * tiles + 1,  # one iteration fetches the first
+        "merge": 4.5,  # twice: by distances 16 to 1, and 8 to 1
+        "update": runs,
+        "fetch": runs * tiles,
+    }
 
 
-def weight_block(layer: Layer) -> Block:
-    mma = weight_mma(layer)
-    issue = (mma + mma / (3 * _product_sizes(layer)[1]) * WEIGHT_ISSUE) / SCHEDULERS
-    neurons = layer.size**2 * (layer.channels // layer.groups)
-    # z' of both gates becomes three bf16 numbers
-    return Block(mma, issue, 0.0, 2 * 10 * neurons / LANES / SCHEDULERS, 2 * MEMORY_CYCLES)
+def backward_trips(layer: Layer, runs: int, warps: int, attached: bool) -> Trips:
+    in_group, tiles, steps, _ = _product_sizes(layer)
+    chunks = 2 * in_group // 4 if attached else 0
+    trips = _once_trips(layer, runs, warps)
+    trips |= {"step": 1, "spikes before": runs * tiles + 1, "products": steps, "fold": runs * tiles + 1}
+    for visit in ("sum", "gradient"):
+        trips |= {f"{visit} visit": 1, f"{visit} tile": tiles, f"{visit} run": tiles * runs}
+    return trips | {"fetch": runs * tiles, "chunks": chunks, "transposed taps": chunks * -(-(layer.kernel**2) // 4)}
+
+
+def weight_trips(layer: Layer) -> Trips:
+    """Of a pair of step and sample; both loops that put its spikes into the map run once."""
+    runs = _product_sizes(layer)[3]
+    batches = -(-runs // WEIGHT_BATCH)
+    return {"step": batches, "products": runs / 2, "fetch": 2 * batches, "terms": 1, "fold": 1}
+
+
+def block(gpu: Gpu, name: str, warps: int, trips: Trips, cached_current: bool = True) -> Block:
+    """From the loops of the kernel of this name, for so many warps of a multiprocessor.
+
+    Raises:
+        ValueError: there is no machine code of it on record.
+    """
+    if name not in loops():
+        raise ValueError(f"layer: got one that runs {name}, expected one of the kernels of {RECORD.name}")
+    per_scheduler = -(-warps // SCHEDULERS)
+    mma = tensor = issue = cycles = once = barriers = 0.0
+    for loop in loops()[name]:
+        recorded = {int(number): taken for number, taken in loop["cycles"].items()}
+        taken = recorded[min(number for number in recorded if number >= per_scheduler)]
+        products = loop["units"].get("tensor", 0)
+        busy = products * per_scheduler * SCHEDULERS * gpu.mma_cycles
+        if loop["role"].startswith(ONCE):
+            once += trips.get(loop["role"], 1) * taken
+            continue
+        times = trips.get(loop["role"], 0)
+        mma += times * products * warps
+        tensor += times * busy
+        issue += times * loop["instructions"] * warps / SCHEDULERS
+        cycles += times * max(taken, busy)
+        barriers += times * loop["units"]["barriers"]
+    cycles += barriers * BARRIER_CYCLES + (0 if cached_current else DEVICE_MEMORY)
+    return Block(round(mma), tensor, issue, cycles, once)
 
 
 def traffic(layer: Layer, plan: KernelPlan, what: str) -> tuple[float, float]:
@@ -255,55 +321,88 @@ def traffic(layer: Layer, plan: KernelPlan, what: str) -> tuple[float, float]:
 
 
 def _kernel(
-    gpu: Gpu, layer: Layer, block: Block, first: float, again: float, units: float, resident: int, steps: float
+    gpu: Gpu, layer: Layer, cost: Block, first: float, again: float, units: int, resident: int, steps: int, tasks: int
 ) -> Terms:
-    """``units``: those of the busiest multiprocessor; ``steps``: of each."""
-    even = layer.samples * layer.groups / gpu.multiprocessors
-    tensor = block.mma * gpu.mma_cycles
-    product = max(tensor, block.issue, block.loads)
-    if resident > 1:
-        busy = max(tensor, block.issue + block.elementwise, block.loads) + block.latency / resident
-    else:
-        busy = product + block.elementwise + block.latency
-    cycles = units * steps / gpu.clock
+    """``cost``: of ``resident`` units at once; ``units``: those of the busiest multiprocessor, of ``tasks`` in all;
+    ``steps``: of each."""
+    turns = units / resident
+    cycles = turns * steps / gpu.clock
     moved = layer.neurons_and_steps * (first + again / L2_SHARE)
     memory = moved / gpu.bandwidth
+    busy = cost.step * cycles + turns * cost.once / gpu.clock
     return Terms(
         memory=memory,
-        tensor=tensor * cycles,
-        issue=(product - tensor + block.elementwise) * cycles,
-        latency=block.latency * cycles / resident,
+        tensor=cost.tensor * cycles,
+        issue=cost.issue * cycles,
+        waits=busy - max(cost.tensor, cost.issue) * cycles,
         launches=LAUNCH,
-        seconds=max(memory, busy * cycles) + LAUNCH,
+        seconds=max(memory, busy) + LAUNCH,
         turns=units,
-        even=even,
-        mma=block.mma * layer.samples * layer.groups * layer.steps,
+        even=tasks / gpu.multiprocessors,
+        mma=cost.mma // resident * tasks * steps,
         bytes=layer.neurons_and_steps * (first + again),
         kernels=1,
     )
+
+
+def _called(terms: Terms, kernel: str, resident: int) -> Terms:
+    return replace(terms, blocks={kernel: resident}, each={kernel: terms.seconds})
 
 
 def _small(count: int) -> Terms:
     return Terms(launches=count * SMALL_LAUNCH, seconds=count * SMALL_LAUNCH, kernels=count)
 
 
-def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool) -> KernelPlan:
-    plan = kernel_plan(
-        (layer.steps, layer.samples, layer.channels, layer.size, layer.size),
-        layer.kernel,
-        layer.groups,
-        backward=backward,
-        gradient_detach=not attached,
-        device="cuda",
-        capability=divmod(gpu.arch, 10),
-        shared_memory=ARCHITECTURES[gpu.arch].shared_block * 1024,
-    )
-    if plan.kernel != "persistent":
+@dataclass(frozen=True)
+class Split:
+    """How blocks would share the rows of a unit, a design (docs/small_batches.md).
+
+    Attributes:
+        blocks: of a unit.
+        anew: each block plans its rows as if they were a map, which takes warps with fewer runs; else a warp keeps the
+            runs that it has in the undivided unit, and so every sum its order.
+    """
+
+    blocks: int = 1
+    anew: bool = False
+
+
+WHOLE = Split()
+
+
+def _plan(gpu: Gpu, layer: Layer, backward: bool, attached: bool, split: Split = WHOLE) -> KernelPlan:
+    """Of one block."""
+
+    def planned(rows: int) -> KernelPlan:
+        return kernel_plan(
+            (layer.steps, layer.samples, layer.channels, rows, layer.size),
+            layer.kernel,
+            layer.groups,
+            backward=backward,
+            gradient_detach=not attached,
+            device="cuda",
+            capability=divmod(gpu.arch, 10),
+            shared_memory=ARCHITECTURES[gpu.arch].shared_block * 1024,
+        )
+
+    whole, part = planned(layer.size), planned(-(-layer.size // split.blocks))
+    if whole.kernel != "persistent":
         raise ValueError(
-            f"layer: got {layer}, which runs on the {plan.kernel} kernels ({plan.reason}); the model is of the "
+            f"layer: got {layer}, which runs on the {whole.kernel} kernels ({whole.reason}); the model is of the "
             "persistent ones"
         )
-    return plan
+    if not split.anew:
+        warps = -(-part.warps * part.runs_per_warp // whole.runs_per_warp)
+        part = replace(part, runs_per_warp=whole.runs_per_warp, warps=warps)
+    return replace(part, tasks=whole.tasks * split.blocks)
+
+
+def _meetings(gpu: Gpu, split: Split, count: int) -> float:
+    """Cycles of a step in which the blocks of a unit wait for one another: in a cluster a message there and one back,
+    else what was written, a count that goes up after it, the count read, and what was written read."""
+    if split.blocks == 1:
+        return 0.0
+    return count * (2 * REMOTE_CYCLES if gpu.arch >= CLUSTERS_FROM else 4 * SECOND_LEVEL)
 
 
 def _name(layer: Layer, plan: KernelPlan, flag: str) -> str:
@@ -312,43 +411,52 @@ def _name(layer: Layer, plan: KernelPlan, flag: str) -> str:
     return f"{kernel}<{sizes}, {flag}, Cell=StcLif>"
 
 
-def _forward(gpu: Gpu, layer: Layer, training: bool) -> Terms:
-    plan = _plan(gpu, layer, backward=False, attached=True)
+def _units(gpu: Gpu, tasks: int, resident: int) -> tuple[int, int]:
+    """Those of the busiest multiprocessor, and how many of them at once."""
+    units = -(-tasks // gpu.multiprocessors)
+    return units, min(resident, units)
+
+
+def _forward(gpu: Gpu, layer: Layer, training: bool, split: Split = WHOLE) -> Terms:
+    plan = _plan(gpu, layer, backward=False, attached=True, split=split)
     name = _name(layer, plan, f"ResidentWeights={str(plan.resident_weights).lower()}")
     resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
-    units = -(-plan.tasks // gpu.multiprocessors)
+    units, at_once = _units(gpu, plan.tasks, resident)
+    trips = forward_trips(layer, plan.runs_per_warp, plan.warps)
+    cost = block(gpu, name, plan.warps * at_once, trips, plan.cached_current)
+    cost = replace(cost, step=cost.step + _meetings(gpu, split, FORWARD_MEETINGS))
     first, again = traffic(layer, plan, "training" if training else "inference")
-    block = forward_block(layer, plan)
-    terms = _kernel(gpu, layer, block, first, again, units, min(resident, units), layer.steps)
-    return replace(terms, blocks={"persistent_forward": resident}) + _small(1)
+    terms = _kernel(gpu, layer, cost, first, again, units, at_once, layer.steps, plan.tasks)
+    return _called(terms, "persistent_forward", resident) + _small(1)
 
 
-def _backward(gpu: Gpu, layer: Layer, attached: bool) -> Terms:
-    plan = _plan(gpu, layer, backward=True, attached=attached)
+def _backward(gpu: Gpu, layer: Layer, attached: bool, split: Split = WHOLE) -> Terms:
+    plan = _plan(gpu, layer, backward=True, attached=attached, split=split)
     name = _name(layer, plan, f"Attached={str(attached).lower()}")
     resident = blocks_a_multiprocessor(name, gpu.arch, plan.warps * 32, plan.shared_memory)
-    units = -(-plan.tasks // gpu.multiprocessors)
+    units, at_once = _units(gpu, plan.tasks, resident)
+    trips = backward_trips(layer, plan.runs_per_warp, plan.warps, attached)
+    cost = block(gpu, name, plan.warps * at_once, trips, plan.cached_current)
+    cost = replace(cost, step=cost.step + _meetings(gpu, split, BACKWARD_MEETINGS + attached))
     first, again = traffic(layer, plan, "attached" if attached else "backward")
-    block = backward_block(layer, plan, attached)
-    kernel = _kernel(gpu, layer, block, first, again, units, min(resident, units), layer.steps)
-    kernel = replace(kernel, blocks={"persistent_backward": resident})
+    kernel = _kernel(gpu, layer, cost, first, again, units, at_once, layer.steps, plan.tasks)
+    kernel = _called(kernel, "persistent_backward", resident)
     # the second launch, over z' and the spike bits of all pairs of step and sample
     pairs = layer.steps * layer.samples
     splits = max(1, min(264 // layer.groups, pairs))  # weight_splits of csrc/cuda/persistent_backward.cu
     in_group = layer.channels // layer.groups
     weights = f"weight_gradient_partials<Channels={in_group}, Kernel={layer.kernel}>"
-    threads = 4 * layer.kernel * 32
-    resident = blocks_a_multiprocessor(weights, gpu.arch, threads, 128 * threads)
-    units = -(-layer.groups * splits // gpu.multiprocessors)
-    second = _kernel(
-        gpu, layer, weight_block(layer), 8.0 + 1 / 8, 0.0, units, min(resident, units), -(-pairs // splits)
-    )
-    second = replace(second, even=layer.groups * splits / gpu.multiprocessors)
-    second = replace(second, blocks={"weight_gradient_partials": resident})
+    warps = 4 * layer.kernel
+    resident = blocks_a_multiprocessor(weights, gpu.arch, warps * 32, 128 * warps * 32)
+    units, at_once = _units(gpu, layer.groups * splits, resident)
+    cost = block(gpu, weights, warps * at_once, weight_trips(layer))
+    second = _kernel(gpu, layer, cost, 8.0 + 1 / 8, 0.0, units, at_once, -(-pairs // splits), layer.groups * splits)
+    second = replace(second, mma=weight_mma(layer) * pairs * layer.groups)
+    second = _called(second, "weight_gradient_partials", resident)
     return kernel + second + _small(4 if attached else 3)
 
 
-def predict(gpu: Gpu, layer: Layer, what: str) -> Terms:
+def predict(gpu: Gpu, layer: Layer, what: str, split: Split = WHOLE) -> Terms:
     """Of one pass of STC-LIF.
 
     Raises:
@@ -356,11 +464,11 @@ def predict(gpu: Gpu, layer: Layer, what: str) -> Terms:
     """
     attached, name = not what.endswith(DETACHED), what.removesuffix(DETACHED)
     if name in (FORWARD, ROLLOUT):
-        return _forward(gpu, layer, training=False)
+        return _forward(gpu, layer, training=False, split=split)
     if name == BACKWARD:
-        return _backward(gpu, layer, attached)
+        return _backward(gpu, layer, attached, split)
     if name == TRAINING:
-        return _forward(gpu, layer, training=True) + _backward(gpu, layer, attached)
+        return _forward(gpu, layer, training=True, split=split) + _backward(gpu, layer, attached, split)
     raise ValueError(f"what: got {what!r}, expected a pass of bench/cases.py")
 
 
@@ -375,8 +483,8 @@ def measured(results: Results) -> dict[tuple[str, str, str], float]:
 
 def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] | None = None) -> str:
     """Predictions, with what was measured beside them."""
-    columns = ["layer", "pass", "ms", "us a step", "bound by", "memory", "tensor cores", "issue", "latency", "launches"]
-    columns += ["units of the busiest SM, even", "blocks a SM", "Mmma", "MB"]
+    columns = ["layer", "pass", "ms", "us a step", "bound by", "memory", "tensor cores", "issue", "waits", "launches"]
+    columns += ["us a step of each kernel", "units of the busiest SM, even", "blocks a SM", "Mmma", "MB"]
     if found is not None:
         columns += ["measured ms", "of the prediction", "in a graph, ms", "of the prediction"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -387,9 +495,9 @@ def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] |
             cells = [layer, what, number(1e3 * terms.seconds), number(1e6 * terms.seconds / case.layer.steps)]
             cells.append(terms.bound)
             cells += [
-                number(1e3 * value)
-                for value in (terms.memory, terms.tensor, terms.issue, terms.latency, terms.launches)
+                number(1e3 * value) for value in (terms.memory, terms.tensor, terms.issue, terms.waits, terms.launches)
             ]
+            cells.append(", ".join(number(1e6 * seconds / case.layer.steps) for seconds in terms.each.values()))
             cells += [f"{terms.turns:g}, {terms.even:.2f}", ", ".join(map(str, terms.blocks.values()))]
             cells += [number(terms.mma / 1e6), number(terms.bytes / 1e6)]
             if found is not None:
@@ -400,6 +508,27 @@ def table(gpu: Gpu, names: list[str], found: dict[tuple[str, str, str], float] |
     return "\n".join(lines)
 
 
+def small_batches(gpu: Gpu, splits: list[int]) -> str:
+    """What few samples take, and what they would take with each unit split over so many blocks: with the runs that a
+    warp has now, and planned anew."""
+    columns = ["layer", "pass", "units", "of the card idle", "ms"]
+    columns += [f"{blocks} blocks a unit: ms, runs kept; planned anew" for blocks in splits]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for steps, passes in ((1, (ROLLOUT,)), (10, (FORWARD, BACKWARD + DETACHED, BACKWARD))):
+        for what in passes:
+            for samples in SMALL_BATCHES:
+                layer = Layer(steps, samples, carried=steps == 1)
+                units = samples * layer.groups
+                idle = 1 - units / (-(-units // gpu.multiprocessors) * gpu.multiprocessors)
+                whole = predict(gpu, layer, what).seconds
+                cells = [f"T={steps}, N={samples}", what, str(units), f"{idle:.0%}", number(1e3 * whole)]
+                for blocks in splits:
+                    both = [predict(gpu, layer, what, Split(blocks, anew)).seconds for anew in (False, True)]
+                    cells.append("; ".join(f"{number(1e3 * each)} ({number(whole / each)}x)" for each in both))
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -407,6 +536,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--gpu", choices=GPUS, required=True, help="whose published figures to take")
     parser.add_argument("--layers", nargs="+", choices=LAYER_NAMES, default=list(LAYER_NAMES))
     parser.add_argument("--against", type=Path, metavar="FILE", help="a GPU run's --json, or its gpu_check.json")
+    parser.add_argument(
+        "--blocks-per-unit",
+        nargs="+",
+        type=int,
+        choices=(2, 4, 8),
+        metavar="B",
+        help="instead: batches of 1 to 4 samples, and what they would take if so many blocks shared a unit",
+    )
     options = parser.parse_args(arguments)
     gpu, found = GPUS[options.gpu], None
     if options.against:
@@ -422,5 +559,8 @@ def main(arguments: list[str]) -> None:
         f"{gpu.name}: {gpu.multiprocessors} multiprocessors at {gpu.clock / 1e9:.2f} GHz, {gpu.bandwidth / 1e12:.2f} "
         f"TB/s, {gpu.tensor / 1e12:.0f} TFLOP/s in fp16, of which mma.sync {gpu.mma_sync:.0%}\nsource: {gpu.source}\n"
     )
+    if options.blocks_per_unit:
+        print(small_batches(gpu, options.blocks_per_unit))
+        return
     print("Milliseconds a call and of each term; Mmma: millions of tensor-core instructions; MB: bytes moved\n")
     print(table(gpu, options.layers, found))
