@@ -19,7 +19,7 @@
 #if defined(__CUDACC__)
 #define STC_HD __host__ __device__ __forceinline__
 #else
-#define STC_HD inline
+#define STC_HD inline __attribute__((always_inline))
 #endif
 
 namespace stc {

@@ -74,6 +74,30 @@ struct PlaneWords {
   uint32_t operator()(int64_t word, int64_t pixel) const { return words[word * plane + pixel]; }
 };
 
+// The places of the bits that are set in a byte.
+struct SetBits {
+  static constexpr int kBits = 8;
+  struct Table {
+    uint8_t place[1 << kBits][kBits];
+    uint8_t count[1 << kBits];
+  };
+  static constexpr Table make() {
+    Table table{};
+    for (int byte = 0; byte < 1 << kBits; ++byte)
+      for (int bit = 0; bit < kBits; ++bit)
+        if (byte >> bit & 1) table.place[byte][table.count[byte]++] = uint8_t(bit);
+    return table;
+  }
+
+  // Writes kBits numbers, of which those of set bits come first, and tells how many these are.
+  static int32_t put(uint32_t bits, int32_t base, int32_t* to) {
+    static constexpr Table kTable = make();
+    const uint32_t byte = bits & ((1 << kBits) - 1);
+    for (int i = 0; i < kBits; ++i) to[i] = base + kTable.place[byte][i];
+    return kTable.count[byte];
+  }
+};
+
 // The spikes of one convolution group by pixel. Pixels of a row are sorted by their number of spikes, so that the inner
 // loop over the spikes of a pixel has a trip count that the branch predictor knows. `Map` is a layout with height,
 // width, pixels, in_group and words.
@@ -92,13 +116,13 @@ struct PixelEvents {
   template <class Map>
   void reserve(const Map& l, int64_t spikes) {
     pixels.resize(l.pixels);
-    channels.resize(spikes);
+    channels.resize(spikes + SetBits::kBits);
     row_begin.resize(l.height + 1);
     bucket.resize(l.in_group + 2);
-    row.resize(l.width);
+    row.resize(l.width + 1);
   }
 
-  // word(w, pixel): as PlaneWords
+  // word(w, pixel): as PlaneWords. Free of branches on the spikes, which no predictor knows.
   template <class Map, class Words>
   void build(const Map& l, const Words& word) {
     int32_t n_channels = 0, n_pixels = 0;
@@ -108,13 +132,17 @@ struct PixelEvents {
       int32_t found = 0;
       for (int64_t x = 0; x < l.width; ++x) {
         const int32_t first = n_channels;
-        for (int64_t w = 0; w < l.words; ++w)
-          for (uint32_t bits = word(w, y * l.width + x); bits; bits &= bits - 1)
-            channels[n_channels++] = int32_t(w * 32) + __builtin_ctz(bits);
-        if (n_channels == first) continue;
-        row[found++] = {int32_t(x), first, n_channels - first};
+        for (int64_t w = 0; w < l.words; ++w) {
+          const uint32_t bits = word(w, y * l.width + x);
+          const int64_t end = std::min<int64_t>(l.in_group, w * 32 + 32);
+          for (int64_t base = w * 32; base < end; base += SetBits::kBits)
+            n_channels += SetBits::put(bits >> base % 32, int32_t(base), channels.data() + n_channels);
+        }
+        row[found] = {int32_t(x), first, n_channels - first};
+        found += n_channels > first;
         ++bucket[n_channels - first + 1];
       }
+      bucket[1] = 0;  // pixels without a spike
       for (int64_t c = 1; c <= l.in_group; ++c) bucket[c + 1] += bucket[c];
       for (int32_t i = 0; i < found; ++i) pixels[n_pixels + bucket[row[i].count]++] = row[i];
       n_pixels += found;
@@ -390,9 +418,10 @@ void transpose_block(typename Simd<T>::Real (&rows)[Simd<T>::kLanes]) {
   }
 }
 
-// row: [width][stride], channel c at offset c; writes planes[c][begin + x] for c in [0, channels).
-template <class T>
-void row_to_planes(const T* row, int64_t width, int64_t stride, int64_t channels, T* planes, int64_t plane) {
+// row: [width][stride], channel c at offset c; writes [width] values to plane(c) for c in [0, channels). stride >=
+// channels is a multiple of the lanes.
+template <class T, class Planes>
+void row_to_planes(const T* row, int64_t width, int64_t stride, int64_t channels, const Planes& plane) {
   using V = Simd<T>;
   constexpr int kLanes = V::kLanes;
   int64_t x = 0;
@@ -402,15 +431,15 @@ void row_to_planes(const T* row, int64_t width, int64_t stride, int64_t channels
       for (int i = 0; i < kLanes; ++i) block[i] = V::load(row + (x + i) * stride + c);
       transpose_block<T>(block);
       const int64_t wanted = std::min<int64_t>(kLanes, channels - c);
-      for (int64_t i = 0; i < wanted; ++i) V::store(planes + (c + i) * plane + x, block[i]);
+      for (int64_t i = 0; i < wanted; ++i) V::store(plane(c + i) + x, block[i]);
     }
   for (; x < width; ++x)
-    for (int64_t c = 0; c < channels; ++c) planes[c * plane + x] = row[x * stride + c];
+    for (int64_t c = 0; c < channels; ++c) plane(c)[x] = row[x * stride + c];
 }
 
 // The inverse: channels [0, channels) of a row, the rest of `stride` untouched.
-template <class T>
-void planes_to_row(const T* planes, int64_t plane, int64_t width, int64_t channels, T* row, int64_t stride) {
+template <class T, class Planes>
+void planes_to_row(const Planes& plane, int64_t width, int64_t channels, T* row, int64_t stride) {
   using V = Simd<T>;
   constexpr int kLanes = V::kLanes;
   int64_t x = 0;
@@ -418,15 +447,15 @@ void planes_to_row(const T* planes, int64_t plane, int64_t width, int64_t channe
   for (; x + kLanes <= width; x += kLanes) {
     for (int64_t c = 0; c < whole; c += kLanes) {
       typename V::Real block[kLanes];
-      for (int i = 0; i < kLanes; ++i) block[i] = V::load(planes + (c + i) * plane + x);
+      for (int i = 0; i < kLanes; ++i) block[i] = V::load(plane(c + i) + x);
       transpose_block<T>(block);
       for (int i = 0; i < kLanes; ++i) V::store(row + (x + i) * stride + c, block[i]);
     }
     for (int64_t c = whole; c < channels; ++c)
-      for (int i = 0; i < kLanes; ++i) row[(x + i) * stride + c] = planes[c * plane + x + i];
+      for (int i = 0; i < kLanes; ++i) row[(x + i) * stride + c] = plane(c)[x + i];
   }
   for (; x < width; ++x)
-    for (int64_t c = 0; c < channels; ++c) row[x * stride + c] = planes[c * plane + x];
+    for (int64_t c = 0; c < channels; ++c) row[x * stride + c] = plane(c)[x];
 }
 
 }  // namespace stc::STC_SIMD_NAMESPACE

@@ -265,7 +265,8 @@ class SpikeConvForwardTasks {
     T* out = p_.out + (n * l_.out_channels + l_.first_output(block)) * l_.pixels;
     const T* first_column = map_.data() + l_.pad * l_.outputs;  // the halo columns are meaningless
     for (int64_t y = 0; y < l_.height; ++y)
-      row_to_planes(first_column + y * row_, l_.width, l_.outputs, outputs, out + y * l_.width, l_.pixels);
+      row_to_planes(first_column + y * row_, l_.width, l_.outputs, outputs,
+                    [&](int64_t o) { return out + o * l_.pixels + y * l_.width; });
   }
 
  private:
@@ -313,7 +314,7 @@ void spike_conv_maps(const SpikeConvGradient<T>& p, int64_t begin, int64_t end) 
     std::fill_n(map, l.map_size(), T(0));
     const T* planes = p.grad_out + (n * l.out_channels + l.first_output(block)) * l.pixels;
     for (int64_t y = 0; y < l.height; ++y)
-      planes_to_row(planes + y * l.width, l.pixels, l.width, l.outputs_of(block),
+      planes_to_row([&](int64_t o) { return planes + o * l.pixels + y * l.width; }, l.width, l.outputs_of(block),
                     map + ((y + l.pad) * l.padded_width + l.pad) * l.outputs, l.outputs);
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "../cell.h"
@@ -9,6 +10,7 @@
 #include "gate_conv.h"
 #include "kernels.h"
 #include "norm.h"
+#include "spike_tables.h"
 
 namespace stc::STC_SIMD_NAMESPACE {
 
@@ -30,6 +32,7 @@ class Unit {
         soft_(in.cell.spiking ? 0 : l_.unit_channels * l_.plane),
         soft_map_(in.cell.spiking ? 0 : l_.padded_height * l_.padded_width * l_.in_group),
         silent_(l_.conv_groups) {
+    for (int64_t g = 0; g < l_.conv_groups; ++g) tables_.push_back({std::make_unique<SpikeTables<T>>(l_)});
     events_.reserve(l_, l_.pixels * l_.in_group);
   }
 
@@ -125,16 +128,24 @@ class Unit {
     for (int64_t g = 0; g < l_.conv_groups; ++g) {
       const T* weights = packed + (first_group_ + g) * l_.gate_weights();
       if (in_.cell.spiking) {
-        events_.build(l_, words(g));
-        silent_[g] = events_.row_begin[l_.height] == 0;
+        const Count fired = count_spikes(g);
+        silent_[g] = fired.spikes == 0;
         if (silent_[g]) {
           for (int path = 0; path < 2; ++path) std::fill_n(z(path, g * channels), channels * l_.plane, T(0));
           continue;
         }
+        if (tables_[g].of->pays(fired.spikes, fired.pixels, in_.shape.steps)) {
+          SpikeTables<T>& tables = tables_of(g, weights);
+          tables.convolve(words(g).words);
+          for (int64_t y = 0; y < l_.height; ++y) scatter_row(g, y, tables.row(y) + l_.pad * l_.outputs);
+          continue;
+        }
+        events_.build(l_, words(g));
       } else {
         for (int64_t y = 0; y < l_.height; ++y)
-          planes_to_row(soft_.data() + g * channels * l_.plane + y * l_.width, l_.plane, l_.width, channels,
-                        soft_map_.data() + ((y + l_.pad) * l_.padded_width + l_.pad) * channels, channels);
+          planes_to_row([&](int64_t c) { return soft_.data() + (g * channels + c) * l_.plane + y * l_.width; },
+                        l_.width, channels, soft_map_.data() + ((y + l_.pad) * l_.padded_width + l_.pad) * channels,
+                        channels);
       }
       for (int64_t y = 0; y < l_.height; ++y) {
         const T* row = row_.data();
@@ -144,11 +155,38 @@ class Unit {
         } else {
           dense_conv_row(l_, soft_map_.data(), channels, channels, weights, l_.outputs, y, row_.data());
         }
-        for (int path = 0; path < 2; ++path)
-          row_to_planes(row + path * channels, l_.width, l_.outputs, channels, z(path, g * channels) + y * l_.width,
-                        l_.plane);
+        scatter_row(g, y, row);
       }
     }
+  }
+
+  struct Count {
+    int64_t spikes, pixels;  // pixels that have a spike in a word
+  };
+  Count count_spikes(int64_t g) const {
+    const PlaneWords word = words(g);
+    Count count{};
+    for (int64_t w = 0; w < l_.words; ++w)
+      for (int64_t i = 0; i < l_.pixels; ++i) {
+        count.spikes += __builtin_popcount(word(w, i));
+        count.pixels += word(w, i) != 0;
+      }
+    return count;
+  }
+
+  // Row y of both gates of a group, [width][outputs], into z.
+  void scatter_row(int64_t g, int64_t y, const T* row) const {
+    const int64_t channels = l_.in_group;
+    row_to_planes(row, l_.width, l_.outputs, 2 * channels, [&](int64_t o) {
+      return z(o < channels ? 0 : 1, g * channels + (o < channels ? o : o - channels)) + y * l_.width;
+    });
+  }
+
+  SpikeTables<T>& tables_of(int64_t g, const T* weights) {
+    Tables& tables = tables_[g];
+    if (tables.group != first_group_ + g) tables.of->build(weights);
+    tables.group = first_group_ + g;
+    return *tables.of;
   }
 
   Planes<T> norm_input(int norm, const Planes<T>& current) const {
@@ -171,6 +209,12 @@ class Unit {
   Buffer<T> soft_;            // soft spikes [unit_channels][plane]
   Buffer<T> soft_map_;        // soft spikes of a group, pixel-major with halo
   std::vector<char> silent_;  // [conv_groups]: not one spike in the group
+
+  struct Tables {
+    std::unique_ptr<SpikeTables<T>> of;
+    int64_t group = -1;  // whose weights they are made of
+  };
+  std::vector<Tables> tables_;  // [conv_groups]
 };
 
 template <class Cell>
@@ -458,9 +502,12 @@ class BackwardUnit : Unit<typename Cell::Scalar> {
     for (int64_t g = 0; g < l.conv_groups; ++g) {
       if (this->silent_[g] && !wants_grad_s) continue;
       for (int64_t y = 0; y < l.height; ++y)
-        for (int path = 0; path < 2; ++path)
-          planes_to_row(grad(kTemporal + path, g * channels) + y * l.width, l.plane, l.width, channels,
-                        map_.data() + ((y + l.pad) * l.padded_width + l.pad) * l.outputs + path * channels, l.outputs);
+        planes_to_row(
+            [&](int64_t o) {
+              const int norm = o < channels ? kTemporal : kSpatial;
+              return grad(norm, g * channels + (o < channels ? o : o - channels)) + y * l.width;
+            },
+            l.width, 2 * channels, map_.data() + ((y + l.pad) * l.padded_width + l.pad) * l.outputs, l.outputs);
       T* grad_weights = partial_weights_ + g * l.gate_weights();
       if (p_.in.cell.spiking)
         event_weight_gradient(l, channel_events_, this->words(g), band_rows(l), map_.data(), grad_weights);
@@ -471,7 +518,7 @@ class BackwardUnit : Unit<typename Cell::Scalar> {
       for (int64_t y = 0; y < l.height; ++y) {
         dense_conv_row(l, map_.data(), 2 * channels, l.outputs, weights, l.inputs, y, this->row_.data());
         row_to_planes(this->row_.data(), l.width, l.inputs, channels,
-                      grad_s_.data() + g * channels * l.plane + y * l.width, l.plane);
+                      [&](int64_t c) { return grad_s_.data() + (g * channels + c) * l.plane + y * l.width; });
       }
     }
   }

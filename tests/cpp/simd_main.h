@@ -1,6 +1,7 @@
 // main of the test_simd_*.cpp, compiled for the baseline instruction set: include it before STC_TARGET.
 #pragma once
 
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <limits>

@@ -2,6 +2,7 @@
 // cpu/kernels_*.cpp do; `run_simd_tests` is what its main calls once it knows that the processor can run them.
 #pragma once
 
+#include <array>
 #include <limits>
 #include <random>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "cell.h"
 #include "check.h"
 #include "cpu/norm.h"
+#include "cpu/spike_tables.h"
 
 namespace stc::STC_SIMD_NAMESPACE {
 
@@ -155,6 +157,70 @@ void test_moments() {
     }
 }
 
+// Both gate convolutions of random spikes, by tables and one by one, against sums in long double.
+template <class T>
+void test_gate_convolutions(int64_t in_group, int64_t kernel, int64_t height, int64_t width, double rate) {
+  using stc::Shape;
+  constexpr double kEpsilon = std::numeric_limits<T>::epsilon();
+  const Layout<T> l(Shape{1, 1, in_group, height, width, kernel, 1, 1});
+  std::mt19937 random(unsigned(in_group * 131 + kernel * 17 + height * 7 + width));
+  std::normal_distribution<double> normal;
+  std::bernoulli_distribution fires(rate);
+  std::vector<T> weights[2];
+  for (auto& weight : weights)
+    for (int64_t i = 0; i < in_group * in_group * kernel * kernel; ++i) weight.push_back(T(normal(random)));
+  const T* const pair[2] = {weights[0].data(), weights[1].data()};
+  std::vector<T> packed(l.gate_weights());
+  pack_gate_weights(l, pair, TapOrder::kDescending, packed.data());
+  std::vector<uint32_t> words(l.words * l.plane);
+  for (int64_t c = 0; c < in_group; ++c)
+    for (int64_t i = 0; i < l.pixels; ++i) words[c / 32 * l.plane + i] |= uint32_t(fires(random)) << c % 32;
+
+  SpikeTables<T> tables(l);
+  CHECK(!tables.pays(0, 0, 10));
+  const bool compiled = tables.pays(l.pixels * in_group, l.pixels, 1 << 20);
+  CHECK(compiled == (in_group <= 32 && (kernel == 3 || kernel == 5 || kernel == 7)));
+  if (compiled) {
+    tables.build(packed.data());
+    tables.convolve(words.data());
+    tables.convolve(words.data());  // again: nothing of the first is left
+  }
+  PixelEvents events;
+  events.reserve(l, l.pixels * in_group);
+  events.build(l, PlaneWords{words.data(), l.plane});
+  std::vector<T> row(l.padded_width * l.outputs + Simd<T>::kLanes);
+  for (int64_t y = 0; y < height; ++y) {
+    event_conv_row(l, events, packed.data(), y, row.data());
+    for (int64_t x = 0; x < width; ++x)
+      for (int64_t o = 0; o < 2 * in_group; ++o) {
+        long double sum = 0, size = 1;
+        for (int64_t ci = 0; ci < in_group; ++ci)
+          for (int64_t ky = 0; ky < kernel; ++ky)
+            for (int64_t kx = 0; kx < kernel; ++kx) {
+              const int64_t iy = y + ky - l.pad, ix = x + kx - l.pad;
+              if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
+              if (!(words[ci / 32 * l.plane + iy * width + ix] >> ci % 32 & 1)) continue;
+              const auto& weight = weights[o / in_group];
+              const T w = weight[((o % in_group * in_group + ci) * kernel + ky) * kernel + kx];
+              sum += w;
+              size += std::abs(w);
+            }
+        const double allowed = 4 * kEpsilon * double(size);
+        CHECK_NEAR(row[(l.pad + x) * l.outputs + o], double(sum), allowed);
+        if (compiled) CHECK_NEAR(tables.row(y)[(l.pad + x) * l.outputs + o], double(sum), allowed);
+      }
+  }
+}
+
+template <class T>
+void test_gate_convolutions() {
+  for (const int64_t kernel : {1, 3, 5, 7, 9})
+    for (const int64_t in_group : {1, 3, 4, 5, 8, 9, 16, 17, 32, 33})
+      for (const double rate : {0.1, 0.6})
+        for (const auto& [height, width] : {std::array<int64_t, 2>{1, 1}, {2, 3}, {5, 12}, {7, 6}})
+          test_gate_convolutions<T>(in_group, kernel, height, width, rate);
+}
+
 void run_simd_tests() {
   test_exp<float>();
   test_exp<double>();
@@ -164,6 +230,8 @@ void run_simd_tests() {
   test_cell<double>();
   test_moments<float>();
   test_moments<double>();
+  test_gate_convolutions<float>();
+  test_gate_convolutions<double>();
 }
 
 }  // namespace stc::STC_SIMD_NAMESPACE
