@@ -1,7 +1,8 @@
 """Latency and memory of the compiled kernels beside their rivals and the machine's limits.
 
 ``python -m bench`` measures; ``python -m bench report FILE...`` writes tables and plots from files of ``--json``;
-``python -m bench memory`` counts bytes by mode; ``python -m bench roofline --gpu NAME`` predicts without a GPU.
+``python -m bench memory`` counts bytes by mode; ``python -m bench predictor`` times a whole model; ``python -m bench
+roofline --gpu NAME`` predicts without a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 import stc_cuda
 
-from . import memory, report, roofline
+from . import memory, predictor, report, roofline
 from .cases import (
     LAYER_NAMES,
     RATES,
@@ -219,7 +220,7 @@ def run_report(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    commands = {"report": run_report, "roofline": roofline.main, "memory": memory.main}
+    commands = {"report": run_report, "roofline": roofline.main, "memory": memory.main, "predictor": predictor.main}
     if len(sys.argv) > 1 and sys.argv[1] in commands:
         commands[sys.argv[1]](sys.argv[2:])
     else:

@@ -12,7 +12,14 @@ from torch import Tensor
 Norm = tuple[Tensor, Tensor]
 
 # Firing rates: the bias of the current's norm that gives them, and the number itself.
-RATES = {"5%": (-0.65, 0.05), "18%": (0.0, 0.18), "50%": (0.75, 0.5), "95%": (3.5, 0.95)}
+RATES = {
+    "0%": (-20.0, 0.0),
+    "5%": (-0.65, 0.05),
+    "18%": (0.0, 0.18),
+    "50%": (0.75, 0.5),
+    "95%": (3.5, 0.95),
+    "100%": (20.0, 1.0),
+}
 USUAL_RATE = "18%"
 
 FORWARD, BACKWARD, TRAINING = "forward", "backward", "training step"
@@ -74,7 +81,7 @@ class Case:
 def layer_cases(device: str, names: list[str], rates: list[str]) -> Iterator[Case]:
     """Layers of the paper's three data sets, and single steps of a rollout. On a CPU sequences are cut, and two that
     are the same then are timed once, under both names."""
-    samples = [16] if device == "cuda" else [1]
+    samples = [16] if device == "cuda" else [2]
     longest = max(PAPER_STEPS.values()) if device == "cuda" else LONGEST_ON_CPU
     by_layer: dict[Layer, list[str]] = {}
     for name in names:
@@ -111,7 +118,8 @@ def sweep_cases(device: str, names: list[str]) -> Iterator[Case]:
 
 def compiled_cases(device: str) -> Iterator[Case]:
     """Where torch.compile takes part: each graph takes it half a minute, so one layer does."""
-    yield Case("compiled", "taxibj", Layer(PAPER_STEPS["taxibj"], 16 if device == "cuda" else 1), passes=(TRAINING,))
+    layer = Layer(PAPER_STEPS["taxibj"], 16 if device == "cuda" else 2)
+    yield Case("compiled", "taxibj", layer, passes=(FORWARD, TRAINING, TRAINING + DETACHED))
 
 
 def neuron_cases(device: str) -> Iterator[Case]:

@@ -163,7 +163,7 @@ def recover(device: torch.device) -> None:
 
 
 @contextmanager
-def _quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """The profiler writes there that it starts and stops, from C++."""
     sys.stderr.flush()
     before = os.dup(2)
@@ -186,7 +186,7 @@ def peak_bytes(prepare: Prepare, device: torch.device) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
