@@ -2,7 +2,7 @@
 
 All neurons of a seed see the same sequences in the same order, are shown the same true frames and make the same number
 of steps, by the trainer of ``stc-cuda train``. They are judged on the test set with the weights after the last step;
-nothing is chosen on the way. A run that the results' file holds is not trained again, and one that was cut short goes on.
+nothing is chosen on the way. A run that the results' file holds is not trained again, one that was cut short goes on.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Run:
         neuron, seed: which.
         about: machine, versions and commit.
         parameters: of the predictor.
-        milliseconds_per_step: median over the epochs, so that one that the machine spent on something else is no matter.
+        milliseconds_per_step: of the fastest epoch; whatever else the machine did meanwhile only adds to it.
         curve: per epoch ``step``, ``training_loss`` and the ``mse`` of the validation sequences.
         test: metric -> mean over the test sequences.
         mse_per_frame: of the test sequences.
@@ -175,7 +175,7 @@ def make_trainer(config: Config, folder: Path, processes: Processes) -> Trainer:
 
 def milliseconds_per_step(history: Iterable[Mapping[str, Any]]) -> float:
     points = [(0, 0.0), *((entry["step"], entry["training_seconds"]) for entry in history)]
-    return 1e3 * statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(points))
+    return 1e3 * min((b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(points))
 
 
 def judged(trainer: Trainer, about: Mapping[str, Any]) -> Run:
@@ -286,7 +286,7 @@ def table(results: Results) -> str:
     present = [neuron for neuron in NEURONS if results.of(neuron)]
     for neuron in sorted(present, key=lambda name: statistics.fmean(mse_of(results, name))):
         runs = list(results.of(neuron).values())
-        milliseconds = statistics.median(run.milliseconds_per_step for run in runs)
+        milliseconds = min(run.milliseconds_per_step for run in runs)
         lines.append(
             f"| {NAMES[neuron]} | {runs[0].parameters:,} | {milliseconds:.0f} | {spread(mse_of(results, neuron))} | "
             f"{statistics.fmean(mse_of(results, neuron)) / zeros:.2f} | {spread([r.test['ssim'] for r in runs], 3)} | "

@@ -1,4 +1,4 @@
-"""What the commands ``train``, ``eval`` and ``predict`` do."""
+"""What the commands ``train``, ``eval``, ``predict`` and ``compare`` do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .._files import write_atomically
 from ..metrics import METRICS
 from ..models import SpikingPredictor
-from . import checkpoints
+from . import checkpoints, comparison
 from . import config as configuration
 from .checkpoints import CheckpointError
 from .config import Config, ConfigError, build_model, open_split
@@ -242,6 +242,45 @@ def predict_video(
     seen = "beside what the video shows" if true is not None else "which is more than the video shows"
     print(f"{video}: {given_frames} frames given from frame {first} on, {steps} predicted, {seen}\nWritten to {out}")
     return 0
+
+
+def compare_models(
+    source: str,
+    repository: Path,
+    neurons: Sequence[str],
+    changes: Mapping[str, Any],
+    samples: int = 1,
+    checkpoint: Path | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+) -> int:
+    """Prints the authors' models beside ours, neuron by neuron; arguments as :func:`comparison.compare`.
+
+    The precision is fp64 where ``changes`` do not say another.
+
+    Returns:
+        The exit status: 0 if all agree, 3 if one does not.
+    """
+    place = choose_device(device)
+    results = []
+    for neuron in neurons:
+        config = configuration.load(source, {"training.precision": "fp64", **changes, "model.neuron": neuron})
+        try:
+            result = comparison.compare(config, repository, place, samples, checkpoint)
+        except ValueError as error:
+            if checkpoint is None or isinstance(error, (ConfigError, comparison.RepositoryError)):
+                raise
+            raise CheckpointError(str(error)) from error
+        results.append(result)
+        print(comparison.in_words(result) + "\n", flush=True)
+        if out is not None:
+            write_atomically(out, (json.dumps([done.as_dict() for done in results], indent=1) + "\n").encode())
+    differing = [result.neuron for result in results if result.complaints]
+    print(
+        f"{len(results) - len(differing)} of {len(results)} agree"
+        + (f"; not {', '.join(differing)}" if differing else "")
+    )
+    return 3 if differing else 0
 
 
 def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
