@@ -293,7 +293,7 @@ def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
         ConfigError: it cannot be read, or its channels do not fit.
     """
     from ..data._base import as_float, resize
-    from ..data.videos import _decode
+    from ..data.videos import decode
 
     channels, height, width = shape
     if not path.is_file():
@@ -302,7 +302,7 @@ def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
         if path.suffix.lower() != ".npy":
             if channels not in (1, 3):
                 raise ConfigError(f"{path}: videos have 1 or 3 channels, the model {channels}; give a .npy array")
-            return as_float(_decode(path, (height, width), 1, grayscale=channels == 1))
+            return as_float(decode(path, (height, width), 1, grayscale=channels == 1))
         array = np.load(path, allow_pickle=False)
     except ConfigError:
         raise
