@@ -139,6 +139,8 @@ def load_predictor(
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: its weights do not fit its configuration: {error}") from error
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder; expected that of a run")
     else:
         raise CheckpointError(
             f"{path}: expected a run folder or a .safetensors file of one; for a .pth file of the STC authors' "
