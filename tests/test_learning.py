@@ -13,7 +13,7 @@ from train_runs import write_config
 
 from bench import learning
 from bench.learning import Results, Run
-from stc_cuda.train import NonFiniteError, Trainer
+from stc_cuda.train import NonFiniteError, Trainer, load
 
 
 @pytest.fixture
@@ -170,3 +170,15 @@ def test_the_table_has_the_best_first_and_parts_of_all_zeros() -> None:
 def test_time_is_that_of_the_fastest_epoch() -> None:
     history = [{"step": 4, "training_seconds": 4.0}, {"step": 8, "training_seconds": 6.0}]
     assert learning.milliseconds_per_step(history) == 500.0
+
+
+def test_digits_have_the_budget_of_their_preset() -> None:
+    """Cut into more epochs, for curves of more points: steps, warm-up and all that is not data are the same."""
+
+    def budget(changes: dict[str, Any]) -> tuple[float, ...]:
+        config = load("digits", changes)
+        assert config.data.train_length is not None
+        steps = config.data.train_length // config.training.batch_size
+        return steps * config.training.epochs, steps * config.optimizer.warm_up_epochs
+
+    assert budget(learning.OWN_CHANGES["digits"]) == budget({}) == (1600, 48)
