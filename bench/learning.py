@@ -283,8 +283,7 @@ def table(results: Results) -> str:
         "| neuron | parameters | ms a step | MSE | of all zeros | SSIM | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
-    present = [neuron for neuron in NEURONS if results.of(neuron)]
-    for neuron in sorted(present, key=lambda name: statistics.fmean(mse_of(results, name))):
+    for neuron in ranked(results):
         runs = list(results.of(neuron).values())
         milliseconds = min(run.milliseconds_per_step for run in runs)
         lines.append(
@@ -298,8 +297,24 @@ def table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ranked(results: Results) -> list[str]:
+    """The neurons that have runs, the smallest mean first."""
+    present = [neuron for neuron in NEURONS if results.of(neuron)]
+    return sorted(present, key=lambda neuron: statistics.fmean(mse_of(results, neuron)))
+
+
 def mse_of(results: Results, neuron: str) -> list[float]:
     return [run.test["mse"] for run in results.of(neuron).values()]
+
+
+def frames_table(results: Results) -> str:
+    """MSE frame by frame, the mean of the seeds, in the order of :func:`table`."""
+    count = len(results.runs[0].mse_per_frame)
+    lines = [f"| predicted frame | {' | '.join(map(str, range(1, count + 1)))} |", f"|---|{'---|' * count}"]
+    for neuron in ranked(results):
+        frames = zip(*(run.mse_per_frame for run in results.of(neuron).values()), strict=True)
+        lines.append(f"| {NAMES[neuron]} | {' | '.join(f'{statistics.fmean(values):.0f}' for values in frames)} |")
+    return "\n".join(lines) + "\n"
 
 
 def page_block(results: Results) -> str:
@@ -316,6 +331,7 @@ def page_block(results: Results) -> str:
         f"Mean ± sample standard deviation over the seeds.\n\n"
         f"{table(results)}\n"
         f"MSE, paired by seed:\n\n{gaps}\n"
+        f"MSE by frame, mean of the seeds:\n\n{frames_table(results)}\n"
         f"![Validation MSE of the eight neurons while they learn](images/{image_name(results)})\n"
     )
 
@@ -333,7 +349,7 @@ def curves(results: Results) -> bytes:
     """A PNG of the validation MSE against the steps: the mean of the seeds, and from the smallest to the largest."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=80, layout="constrained")
     axes = figure.subplots()
     plain = [neuron for neuron in NEURONS if neuron not in PAIRS]
     for neuron in NEURONS:

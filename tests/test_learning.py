@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 from train_runs import write_config
 
-from bench import learning
+from bench import learning, report
 from bench.learning import Results, Run
 from stc_cuda.train import NonFiniteError, Trainer, load
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -167,6 +171,19 @@ def test_the_table_has_the_best_first_and_parts_of_all_zeros() -> None:
     ]
 
 
+def test_frames_are_means_over_the_seeds() -> None:
+    found = results({"lif": {0: 100.0, 1: 104.0}})
+    found.runs = [
+        dataclasses.replace(run, mse_per_frame=frames)
+        for run, frames in zip(found.runs, ([1.0, 20.0], [3.0, 30.0]), strict=True)
+    ]
+    assert learning.frames_table(found).splitlines() == [
+        "| predicted frame | 1 | 2 |",
+        "|---|---|---|",
+        "| LIF | 2 | 25 |",
+    ]
+
+
 def test_time_is_that_of_the_fastest_epoch() -> None:
     history = [{"step": 4, "training_seconds": 4.0}, {"step": 8, "training_seconds": 6.0}]
     assert learning.milliseconds_per_step(history) == 500.0
@@ -182,3 +199,22 @@ def test_digits_have_the_budget_of_their_preset() -> None:
         return steps * config.training.epochs, steps * config.optimizer.warm_up_epochs
 
     assert budget(learning.OWN_CHANGES["digits"]) == budget({}) == (1600, 48)
+
+
+def test_the_page_is_what_the_committed_results_make_of_it() -> None:
+    committed = Results.from_json(ROOT / "bench" / "results" / "learning_digits.json")
+    assert len(committed.runs) == len({(run.neuron, run.seed) for run in committed.runs})
+    for neuron in learning.NEURONS:
+        assert len(committed.of(neuron)) >= 3
+    text = learning.PAGE.read_text()
+    marker = learning.marker(committed.name)
+    begin, end = (f"<!-- bench:{marker}:{where} -->\n" for where in ("begin", "end"))
+    assert text.split(begin)[1].split(end)[0] == learning.page_block(committed)
+    report.check_markers(marker, [learning.PAGE])
+
+
+def test_commands_of_the_page_are_understood() -> None:
+    lines = re.findall(r"^    python -m bench.learning (.*)$", learning.PAGE.read_text(), flags=re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        learning.parser().parse_args(shlex.split(line, comments=True))
