@@ -25,7 +25,7 @@ CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -n
 help:
 	@echo 'make demo    train a small video predictor on the CPU and draw what it predicts (demo_out/)'
 	@echo 'make train   train a small predictor on digits by the command stc-cuda (runs/digits); TRAIN_ARGS are its options'
-	@echo 'make results train all eight neurons on digits, several seeds, and rewrite docs/results.md (an hour); RESULTS_ARGS'
+	@echo 'make results rewrite docs/results.md; RESULTS_ARGS="--json build/mine.json" trains all eight neurons anew'
 	@echo 'make test    lint, C++ tests, Python tests'
 	@echo 'make lint    ruff, mypy, clang-format'
 	@echo 'make emulate run the CUDA kernels on the CPU, no GPU needed: a part of make test'
