@@ -7,6 +7,7 @@ CMAKE_ARGS ?=
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?= --readme
 TRAIN_ARGS ?=
+RESULTS_ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -19,11 +20,12 @@ WITH_CUDA := $(VENV)/.cuda-$(CUDA_WISH)
 PACKAGE := setup.py build_cuda.py pyproject.toml stc_cuda/_version.py $(shell find csrc -type f)
 CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo train test lint ctest emulate bench bench-compare bench-baseline format clean
+.PHONY: help demo train results test lint ctest emulate bench bench-compare bench-baseline format clean
 
 help:
 	@echo 'make demo    train a small video predictor on the CPU and draw what it predicts (demo_out/)'
 	@echo 'make train   train a small predictor on digits by the command stc-cuda (runs/digits); TRAIN_ARGS are its options'
+	@echo 'make results rewrite docs/results.md; RESULTS_ARGS="--json build/mine.json" trains all eight neurons anew'
 	@echo 'make test    lint, C++ tests, Python tests'
 	@echo 'make lint    ruff, mypy, clang-format'
 	@echo 'make emulate run the CUDA kernels on the CPU, no GPU needed: a part of make test'
@@ -37,6 +39,9 @@ demo: $(VENV)/.for-demo
 
 train: $(VENV)/.for-train
 	@GOMP_SPINCOUNT=20000 $(BIN)/stc-cuda train digits $(TRAIN_ARGS)
+
+results: $(VENV)/.for-train
+	@GOMP_SPINCOUNT=20000 $(BIN)/python -m bench.learning --page $(RESULTS_ARGS)
 
 bench: $(VENV)/.for-demo
 	@mkdir -p build/bench

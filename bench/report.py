@@ -199,9 +199,9 @@ def _parts(path: Path, device: str) -> tuple[str, str]:
     return before + begin, end + rest.split(end)[1]
 
 
-def check_markers(device: str) -> None:
+def check_markers(device: str, documents: Iterable[Path] | None = None) -> None:
     """Raises ValueError where a document has no place for the tables of this device."""
-    for path in DOCUMENTS.values():
+    for path in DOCUMENTS.values() if documents is None else documents:
         _parts(path, device)
 
 

@@ -1,4 +1,4 @@
-"""The command ``stc-cuda``: train, eval, predict, bench, info."""
+"""The command ``stc-cuda``: train, eval, predict, compare, bench, info."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ import torch
 
 from ._build import build_info
 from ._plan import kernel_plan
+from .neurons import NEURONS
 
 # Options of their own for what is changed most; everything else goes through --set.
 _SHORTCUTS: dict[str, tuple[str, type, str]] = {
@@ -68,9 +69,10 @@ def _is_explained(error: Exception) -> bool:
         from .train import CheckpointError, ConfigError, NonFiniteError
     except ImportError:
         return False
+    from .train.comparison import RepositoryError
     from .train.processes import DeviceError
 
-    return isinstance(error, (CheckpointError, ConfigError, NonFiniteError, DeviceError))
+    return isinstance(error, (CheckpointError, ConfigError, NonFiniteError, DeviceError, RepositoryError))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +115,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--frame-step", type=_at_least(1), default=1, metavar="N", help="use every N-th frame")
     _add_options(command)
 
+    command = commands.add_parser("compare", help="the authors' models beside ours, from their repository on disk")
+    command.set_defaults(run=_compare)
+    add = command.add_argument
+    add("source", metavar="PRESET", help="whose sizes both get: moving_mnist, taxibj, kth, or a YAML file")
+    add("--repository", type=Path, required=True, metavar="FOLDER", help="a clone of the authors' code")
+    add("--neuron", nargs="+", choices=list(NEURONS), default=list(NEURONS), help="default: all eight, one by one")
+    add("--samples", type=_at_least(1), default=1, metavar="N", help="sequences (default 1)")
+    add("--checkpoint", type=Path, metavar="FILE", help="weights of an authors' .pth (default: random ones)")
+    add("--json", type=Path, metavar="FILE", help="write the figures here")
+    _add_options(command, ("--precision", "--seed"))
+
     command = commands.add_parser("bench", help="time the kernels (needs the checkout)", add_help=False)
     command.set_defaults(run=_bench)
 
@@ -128,9 +141,10 @@ def _add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", help="configuration of an authors' .pth file: a preset or a YAML file")
 
 
-def _add_options(command: argparse.ArgumentParser) -> None:
+def _add_options(command: argparse.ArgumentParser, shortcuts: Iterable[str] = tuple(_SHORTCUTS)) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX (default: auto)")
-    for option, (name, kind, text) in _SHORTCUTS.items():
+    for option in shortcuts:
+        name, kind, text = _SHORTCUTS[option]
         command.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=f"{text} ({name})")
     command.add_argument(
         "--set",
@@ -158,7 +172,7 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
 
     changes = dict(parse_change(text) for text in arguments.changes)
     for option, (name, _, _) in _SHORTCUTS.items():
-        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
+        value = getattr(arguments, option.removeprefix("--").replace("-", "_"), None)
         if value is not None:
             changes[name] = value
     if getattr(arguments, "validate_on_test_set", False):
@@ -187,6 +201,15 @@ def _predict(arguments: argparse.Namespace) -> int:
     a = arguments
     return commands.predict_video(
         a.checkpoint, a.video, a.out, _changes(a), a.start, a.steps, a.frame_step, a.preset, a.device
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .train import commands
+
+    a = arguments
+    return commands.compare_models(
+        a.source, a.repository, a.neuron, _changes(a), a.samples, a.checkpoint, a.device, a.json
     )
 
 

@@ -85,6 +85,19 @@ class Float32Report:
             mine, its = getattr(self, f.name), getattr(other, f.name)
             setattr(self, f.name, max(mine, its) if f.name == "worst_ratio" else mine + its)
 
+    def compare(self, name: str, x: Tensor, expected: Tensor, scale: float, theirs: list[Tensor]) -> None:
+        """One tensor, beside what equivalent runs of plain PyTorch in float32 make of it."""
+        off = error(x, expected)
+        floor = scale * (FLOOR if expected.numel() >= LARGE else BAND) + UNDERFLOW
+        eagers = max(error(peer, expected) for peer in theirs)
+        self.comparisons += 1
+        self.worst_ratio = max(self.worst_ratio, off / (eagers + floor) if scale else 0.0)
+        if expected.numel() >= LARGE and off > 0 and eagers > 0:
+            self.log_ratios.append(math.log(off / eagers))
+        self.over_twice_eager += not off <= 2 * eagers + floor
+        if not off <= LIMIT * eagers + floor:
+            self.complaints.append(f"{name}: error {off:.3g}, eager's {eagers:.3g}, size {scale:.3g}")
+
     def check(self) -> None:
         assert not self.complaints, listed(self.complaints)
         assert self.outside_band == 0
@@ -154,16 +167,7 @@ def check_free_running(problem: Problem, answer: Outcome, backend: str) -> Float
         if n != "spikes" or not case.spiking
     ]
     for name, x, expected, scale, theirs in pairs:
-        off = error(x, expected)
-        floor = scale * (FLOOR if expected.numel() >= LARGE else BAND) + UNDERFLOW
-        eagers = max(error(peer, expected) for peer in theirs)
-        report.comparisons += 1
-        report.worst_ratio = max(report.worst_ratio, off / (eagers + floor) if scale else 0.0)
-        if expected.numel() >= LARGE and off > 0 and eagers > 0:
-            report.log_ratios.append(math.log(off / eagers))
-        report.over_twice_eager += not off <= 2 * eagers + floor
-        if not off <= LIMIT * eagers + floor:
-            report.complaints.append(f"{case}: {name}: error {off:.3g}, eager's {eagers:.3g}, size {scale:.3g}")
+        report.compare(f"{case}: {name}", x, expected, scale, theirs)
     return report
 
 

@@ -1,15 +1,20 @@
-"""The predictor against the authors' network written out step by step from the equations."""
+"""The predictor against the authors' network written out step by step from the equations (authors.py)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import authors
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from oracle import device_of
+from parity import Float32Report
 from torch import Tensor
 
 from stc_cuda.models import SpikingPredictor, frames_to_patches, patches_to_frames
@@ -24,92 +29,13 @@ DATA_SETS = {
 }
 
 
-# --- the oracle: shares nothing with the package --------------------------------------------------------------------
-
-
-class Spike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return (z >= 0).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        sigmoid = torch.sigmoid(4 * ctx.saved_tensors[0])
-        return grad * 4 * sigmoid * (1 - sigmoid)
-
-
-def patch_by_loop(frame: Tensor, p: int) -> Tensor:
-    n, channels, height, width = frame.shape
-    out = frame.new_empty(n, p * p * channels, height // p, width // p)
-    for row in range(p):
-        for column in range(p):
-            for c in range(channels):
-                out[:, (row * p + column) * channels + c] = frame[:, c, row::p, column::p]
-    return out
-
-
-def unpatch_by_loop(patches: Tensor, p: int) -> Tensor:
-    n, depth, height, width = patches.shape
-    channels = depth // p**2
-    out = patches.new_empty(n, channels, height * p, width * p)
-    for row in range(p):
-        for column in range(p):
-            for c in range(channels):
-                out[:, c, row::p, column::p] = patches[:, (row * p + column) * channels + c]
-    return out
-
-
-def oracle(
-    weights: dict[str, Tensor],
-    frames: Tensor,
-    mask: Tensor | None,
-    given: int,
-    patch_size: int,
-    groups: int,
-    detach: bool,
-    layers: int,
-) -> Tensor:
-    """Every layer at every step, frame after frame, as the authors' loop does it."""
-
-    def conv_norm(x: Tensor, key: str, conv_groups: int) -> Tensor:
-        weight = weights[f"{key}.0.weight"]
-        y = F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=conv_groups)
-        return F.group_norm(y, groups, weights[f"{key}.1.weight"], weights[f"{key}.1.bias"], 1e-5)
-
-    state: dict[int, tuple[Tensor, Tensor]] = {}
-    predictions: list[Tensor] = []
-    shown = frames
-    for t in range(frames.shape[1] - 1):
-        if t < given:
-            shown = patch_by_loop(frames[:, t], patch_size)
-        else:
-            m = torch.zeros(len(frames), dtype=frames.dtype) if mask is None else mask[:, t - given]
-            m = m.view(-1, 1, 1, 1)
-            shown = m * patch_by_loop(frames[:, t], patch_size) + (1 - m) * shown
-        x = shown
-        for i in range(layers):
-            key = f"cell_list.{i}"
-            current = conv_norm(x, f"{key}.conv_x", 1)
-            v, s = state.get(i, (torch.zeros_like(current), torch.zeros_like(current)))
-            gate_input = s.detach() if detach else s
-            temporal = torch.tanh(conv_norm(gate_input, f"{key}.conv_h", groups))
-            spatial = torch.tanh(conv_norm(gate_input, f"{key}.conv_v", groups))
-            v = v * (1 + temporal) + current * (1 + spatial)
-            x = Spike.apply(v - 1.0)
-            state[i] = (v - x, x)
-        shown = F.conv2d(x, weights["conv_last.weight"])
-        predictions.append(unpatch_by_loop(shown, patch_size))
-    return torch.stack(predictions, 1)
-
-
 def build(dtype: torch.dtype = torch.float64, backend: str = "auto", seed: int = 0, **changes: Any) -> SpikingPredictor:
-    """A small predictor whose norms are not at their initial ones and zeros."""
+    """A small predictor whose norms and neurons' own parameters are not at their initial values."""
     torch.manual_seed(seed)
     model = SpikingPredictor(**{**SMALL, **changes}, backend=backend).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith((".1.weight", ".1.bias")):
+            if not name.endswith(".0.weight") and name != "conv_last.weight":
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model.to(device_of(backend))
 
@@ -141,34 +67,178 @@ def make_mask(kind: str | None, shape: tuple[int, int]) -> Tensor | None:
     }[kind]  # fmt: skip
 
 
+def authors_model_of(model: SpikingPredictor, neuron: str, settings: dict[str, Any]) -> authors.Model:
+    """With the weights of ``model``, and gradients for the same ones."""
+    other = authors.build(neuron, settings)
+    other.load_state_dict(model.state_dict(), strict=True)
+    return other
+
+
+def check_float64(
+    neuron: str, backend: str, changes: dict[str, Any], mask_kind: str | None, tolerance: float = 1e-10
+) -> None:
+    """Spikes, predictions, loss and all gradients of a predictor against those of the authors' model."""
+    model = build(neuron=neuron, backend=backend, **changes)
+    other = authors_model_of(model, neuron, {**SMALL, **changes})
+    frames = video(model).requires_grad_()
+    expected_frames = frames.detach().cpu().requires_grad_()
+    mask = make_mask(mask_kind, (2, model.out_frames - 1))
+    with recorded_spikes(model) as spikes, recorded_spikes(other) as expected_spikes:
+        found = model(frames, None if mask is None else mask.to(frames.device))
+        expected, expected_loss = authors.predict(other, expected_frames, mask)
+    for layer, (mine, theirs) in enumerate(zip(spikes(), expected_spikes(), strict=True)):
+        assert torch.equal(mine.cpu(), theirs), f"layer {layer}: {int((mine.cpu() != theirs).sum())} spikes differ"
+        assert 0 < theirs.mean() < 1
+    torch.testing.assert_close(found.cpu(), expected, rtol=tolerance, atol=tolerance)
+    loss = F.mse_loss(found, frames[:, 1:])
+    torch.testing.assert_close(loss.cpu(), expected_loss, rtol=tolerance, atol=0.0)
+
+    loss.backward()
+    expected_loss.backward()
+    pairs = {"frames": (frames, expected_frames)}
+    pairs |= {name: (mine, other.get_parameter(name)) for name, mine in model.named_parameters()}
+    assert pairs.keys() - {"frames"} == dict(other.named_parameters()).keys()
+    for name, (mine, theirs) in pairs.items():
+        if theirs.grad is None:
+            assert mine.grad is None or not mine.grad.any(), f"{name}: a gradient, and the authors' has none"
+            continue
+        assert mine.grad is not None, f"{name}: no gradient"
+        error = (mine.grad.cpu() - theirs.grad).norm() / theirs.grad.norm().clamp(min=1e-12)
+        assert error < 1e-9, f"{name}: relative error {error:.1e}"
+
+
+@contextmanager
+def recorded_spikes(model: torch.nn.Module) -> Iterator[Callable[[], list[Tensor]]]:
+    """A function that gives the spikes ``[T, N, C, H, W]`` of each layer while the block lasts."""
+    steps: list[list[Tensor]] = [[] for _ in model.cell_list]
+
+    def record(found: list[Tensor], output: Any) -> None:
+        found.append(output[0][None] if isinstance(output, tuple) else output)
+
+    hooks = [
+        cell.register_forward_hook(lambda _m, _x, output, found=found: record(found, output))
+        for cell, found in zip(model.cell_list, steps, strict=True)
+    ]
+    try:
+        yield lambda: [torch.cat(found).detach() for found in steps]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_authors_loop(any_backend: str, case: str) -> None:
     changes, mask_kind = CASES[case]
-    model = build(backend=any_backend, **changes)
-    frames = video(model).requires_grad_()
-    mask = make_mask(mask_kind, (2, model.out_frames - 1))
-    weights = {k: p.detach().cpu().requires_grad_() for k, p in model.named_parameters()}
-    settings = {**SMALL, **changes}
-    expected_frames = frames.detach().cpu().requires_grad_()
-    expected = oracle(
-        weights,
-        expected_frames,
-        mask,
-        given=settings["in_shape"][0],
-        patch_size=settings["patch_size"],
-        groups=settings["groups"],
-        detach=settings.get("gradient_detach", False),
-        layers=len(settings["hidden"]),
-    )
-    found = model(frames, None if mask is None else mask.to(frames.device))
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=1e-10)
+    check_float64("stclif", any_backend, changes, mask_kind)
 
-    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    found_grads = torch.autograd.grad(found, [frames, *model.parameters()], upstream.to(frames.device))
-    expected_grads = torch.autograd.grad(expected, [expected_frames, *weights.values()], upstream)
-    for name, got, want in zip(["frames", *weights], found_grads, expected_grads, strict=True):
-        error = (got.cpu() - want).norm() / want.norm().clamp(min=1e-3)
-        assert error < 1e-9, f"{name}: relative error {error:.1e}"
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("neuron", authors.CELLS)
+def test_every_neuron_equals_the_authors_model(any_backend: str, neuron: str, detach: bool) -> None:
+    changes = {"in_shape": (3, 1, 8, 12), "hidden": (8, 8, 8), "gradient_detach": detach}
+    check_float64(neuron, any_backend, changes, "bernoulli")
+
+
+@pytest.mark.parametrize("neuron", authors.CELLS)
+def test_predictions_depend_on_every_parameter_that_the_neuron_uses(neuron: str) -> None:
+    """So that nothing of the authors' model is compared without having had a part in it."""
+    model = build(neuron=neuron, hidden=(8, 8))
+    other, frames = authors_model_of(model, neuron, {**SMALL, "hidden": (8, 8)}), video(model)
+    expected, _ = authors.predict(other, frames, None)
+    unused = {"lmh": ("t_m",), "stclmh": ("t_m",), "tclif": ("d_u", "d_p")}.get(neuron, ())
+    for name, parameter in other.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 0.5 * torch.randn(kept.shape, generator=torch.Generator().manual_seed(4))
+            found, _ = authors.predict(other, frames, None)
+            parameter.copy_(kept)
+        assert torch.equal(found, expected) == (name.rpartition(".")[2] in unused), name
+
+
+# --- single precision, by the numerics policy -----------------------------------------------------------------------
+
+MIRRORS = ((), (-1,), (-2,), (-1, -2))  # what is flipped: equal mathematically, rounded differently
+
+
+def mirrored(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Frames, or the weights of a model whose patches are pixels."""
+    return tensor.flip(dims) if tensor.dim() >= 4 else tensor
+
+
+def single(model: torch.nn.Module, call: Callable[[], Tensor], dims: tuple[int, ...] = ()) -> oracle.Outcome:
+    """Spikes of all layers ``[T * layers, N, C, H, W]``, predictions and gradients in float64, flipped back."""
+    with recorded_spikes(model) as spikes:
+        predictions = call()
+    layers = torch.stack(spikes(), 1).flatten(0, 1)
+    outputs = {"spikes": layers, "predictions": predictions}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    upstream = torch.randn(predictions.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    upstream = mirrored(upstream, dims).to(predictions)
+    grads = torch.autograd.grad(predictions, list(parameters.values()), upstream, allow_unused=True)
+    named = {name: g for name, g in zip(parameters, grads, strict=True) if g is not None}
+
+    def back(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: mirrored(x.detach().double().cpu(), dims) for name, x in found.items()}
+
+    return oracle.Outcome(back(outputs), back(named))
+
+
+def compare_single(neuron: str, backend: str, seed: int, detach: bool) -> Float32Report:
+    """A predictor in float32, free-running over seven steps, against the authors' model in float64."""
+    settings = {
+        **SMALL, "in_shape": (4, 2, 6, 8), "out_frames": 4, "hidden": (8, 8), "patch_size": 1,
+        "gradient_detach": detach,
+    }  # fmt: skip
+    model = build(torch.float32, backend, seed, neuron=neuron, **settings)
+    frames, mask = video(model, seed=seed + 100), make_mask("bernoulli", (2, 3))
+    assert mask is not None
+    answering = authors_model_of(model, neuron, settings)
+    answer = single(answering, lambda: authors.predict(answering, frames.double().cpu(), mask)[0])
+    traces = [torch.stack(x) for cell in answering.cell_list for x in zip(*cell.trace, strict=True)]
+    above, magnitude = (torch.stack(traces[k::2], 1).flatten(0, 1) for k in (0, 1))
+    found = single(model, lambda: model(frames, mask.to(frames.device)))
+
+    report = Float32Report(spikes=found.outputs["spikes"].numel())
+    undecided = above.abs() <= oracle.BAND * magnitude
+    flips = oracle.free_running_flips(found.outputs["spikes"], answer.outputs["spikes"], undecided)
+    report.flips, report.outside_band = flips.inside, flips.outside
+    peers = []
+    for dims in MIRRORS:
+        peer = authors_model_of(model, neuron, settings).float()
+        with torch.no_grad():
+            for parameter in peer.parameters():
+                parameter.copy_(mirrored(parameter, dims))
+        seen = mirrored(frames.cpu(), dims)
+        outcome = single(peer, lambda peer=peer, seen=seen: authors.predict(peer, seen, mask)[0], dims)  # type: ignore[misc]
+        if torch.equal(outcome.outputs["spikes"], answer.outputs["spikes"]):
+            peers.append(outcome)
+    if flips.any or not peers:
+        report.skipped_gradients = 1
+        return report
+    assert found.grads.keys() == answer.grads.keys()
+    sizes = {name: oracle.size(grad) for name, grad in answer.grads.items()}
+
+    def joined(outcome: oracle.Outcome) -> Tensor:
+        """All gradients, each in parts of its size: the rounding of one predictor is one draw for all of them."""
+        return torch.cat([outcome.grads[name].flatten() / size for name, size in sizes.items()])
+
+    label = f"{neuron}, seed {seed}"
+    exact, theirs = answer.outputs["predictions"], [peer.outputs["predictions"] for peer in peers]
+    report.compare(f"{label}: predictions", found.outputs["predictions"], exact, oracle.size(exact), theirs)
+    exact, theirs = joined(answer), [joined(peer) for peer in peers]
+    report.compare(f"{label}: gradients", joined(found), exact, oracle.size(exact), theirs)
+    return report
+
+
+@pytest.mark.parametrize("neuron", authors.CELLS)
+def test_single_precision_by_the_numerics_policy(
+    any_backend: str, neuron: str, record_property: Callable[[str, object], None]
+) -> None:
+    report = Float32Report()
+    for seed in range(2 if any_backend == oracle.EMULATED else 8):
+        report.add(compare_single(neuron, any_backend, seed, detach=seed % 2 == 1))
+    report.record(record_property, f"predictor of {neuron}")
+    report.check()
 
 
 def test_given_frames_as_one_sequence_equal_single_steps(any_backend: str) -> None:
@@ -228,7 +298,7 @@ def test_keys_shapes_and_counts_are_the_authors(name: str) -> None:
 def test_patch_order_is_openstl_s() -> None:
     frames = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
     patches = frames_to_patches(frames, 2)
-    assert torch.equal(patches, patch_by_loop(frames, 2))
+    assert torch.equal(patches, authors.patches(frames, 2).movedim(-1, -3))
     assert not torch.equal(patches, F.pixel_unshuffle(frames.double(), 2).long())
     video = frames.expand(5, 2, 3, 4, 6)
     assert torch.equal(patches_to_frames(frames_to_patches(video, 2), 2), video)

@@ -53,7 +53,7 @@ def test_snippets_run(page: str, folder_with_data: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/results.md"])
 def test_commands_are_understood(page: str) -> None:
     from stc_cuda import cli
     from stc_cuda.train import config

@@ -391,6 +391,7 @@ def test_other_files_that_do_not_fit(run: Path, tmp_path: Path, errors: Callable
     assert "there is no such file" in errors(["predict", str(run), str(tmp_path / "none.mp4")])
     assert "a name that ends in .gif or .png" in errors(["predict", str(run), str(carphone()), "--out", "a.mp4"])
     assert "there is no such file" in errors(["eval", str(tmp_path)])
+    assert "there is no such file or folder" in errors(["eval", str(tmp_path / "nowhere")])
     assert "--preset moving_mnist" in errors(["eval", str(tmp_path / "x.pth")])
     assert "cannot be read as a checkpoint" in errors(["eval", str(tmp_path / "x.pth"), "--preset", "digits"])
     assert "set data.frame_size" in errors(["eval", str(run), "--set", "data.frame_size=[8,8]"])
@@ -400,6 +401,8 @@ def test_training_that_cannot_begin(tmp_path: Path, errors: Callable[[list[str]]
     file, out = str(write_config(tmp_path)), ["--out", str(tmp_path / "run")]
     assert "at most the 17 training sequences" in errors(["train", file, *out, "--batch-size", "18"])
     assert "expected a multiple of 3" in errors(["train", file, *out, "--set", "training.accumulate=3"])
+    assert "data.train_length: got 99, expected" in errors(["train", file, *out, "--set", "data.train_length=99"])
+    assert "data.validation_length: got 0" in errors(["train", file, *out, "--set", "data.validation_length=0"])
     assert "data.root: missing" in errors(["train", "kth", *out])
     assert "data.root" in errors(["train", "taxibj", *out, "--data-root", str(tmp_path)])
     assert "model.patch_size: got 3" in errors(["train", file, *out, "--set", "model.patch_size=3"])

@@ -186,12 +186,12 @@ def _load(
     file: Path, size: tuple[int, int] | None, frame_step: int, grayscale: bool, cache: Path | None
 ) -> Array | MappedFile:
     if cache is None:
-        return _decode(file, size, frame_step, grayscale)
+        return decode(file, size, frame_step, grayscale)
     status = file.stat()
     key = repr((str(file.resolve()), status.st_size, status.st_mtime_ns, size, frame_step, grayscale))
     stored = cache / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if not stored.is_file():
-        frames = _decode(file, size, frame_step, grayscale)
+        frames = decode(file, size, frame_step, grayscale)
         cache.mkdir(parents=True, exist_ok=True)
         # Another process may be at it as well: each writes a file of its own, and the last one stays.
         partial = stored.with_suffix(f".{os.getpid()}.part")
@@ -204,8 +204,22 @@ def _load(
     return MappedFile(stored, _CACHE_LAYOUT)
 
 
-def _decode(file: Path, size: tuple[int, int] | None, frame_step: int, grayscale: bool) -> Array:
-    """uint8 ``[T, C, H, W]``."""
+def decode(file: Path, size: tuple[int, int] | None, frame_step: int, grayscale: bool) -> Array:
+    """The frames of a video file.
+
+    Args:
+        file: of the video.
+        size: (height, width) in pixels to resize to; ``None`` leaves them.
+        frame_step: keep every so many-th frame, 1 or more.
+        grayscale: one channel; red, green and blue otherwise.
+
+    Returns:
+        uint8 ``[T, C, H, W]``. A warning says so where the file ends before its own duration.
+
+    Raises:
+        ValueError: the file is damaged or no video, or changes its frame size.
+        ImportError: PyAV is not installed.
+    """
     av = _decoder()
     scale = {} if size is None else {"height": size[0], "width": size[1]}
     frames: list[Array] = []

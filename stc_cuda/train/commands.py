@@ -1,4 +1,4 @@
-"""What the commands ``train``, ``eval`` and ``predict`` do."""
+"""What the commands ``train``, ``eval``, ``predict`` and ``compare`` do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .._files import write_atomically
 from ..metrics import METRICS
 from ..models import SpikingPredictor
-from . import checkpoints
+from . import checkpoints, comparison
 from . import config as configuration
 from .checkpoints import CheckpointError
 from .config import Config, ConfigError, build_model, open_split
@@ -139,6 +139,8 @@ def load_predictor(
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: its weights do not fit its configuration: {error}") from error
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder; expected that of a run")
     else:
         raise CheckpointError(
             f"{path}: expected a run folder or a .safetensors file of one; for a .pth file of the STC authors' "
@@ -244,6 +246,45 @@ def predict_video(
     return 0
 
 
+def compare_models(
+    source: str,
+    repository: Path,
+    neurons: Sequence[str],
+    changes: Mapping[str, Any],
+    samples: int = 1,
+    checkpoint: Path | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+) -> int:
+    """Prints the authors' models beside ours, neuron by neuron; arguments as :func:`comparison.compare`.
+
+    The precision is fp64 where ``changes`` do not say another.
+
+    Returns:
+        The exit status: 0 if all agree, 3 if one does not.
+    """
+    place = choose_device(device)
+    results = []
+    for neuron in neurons:
+        config = configuration.load(source, {"training.precision": "fp64", **changes, "model.neuron": neuron})
+        try:
+            result = comparison.compare(config, repository, place, samples, checkpoint)
+        except ValueError as error:
+            if checkpoint is None or isinstance(error, (ConfigError, comparison.RepositoryError)):
+                raise
+            raise CheckpointError(str(error)) from error
+        results.append(result)
+        print(comparison.in_words(result) + "\n", flush=True)
+        if out is not None:
+            write_atomically(out, (json.dumps([done.as_dict() for done in results], indent=1) + "\n").encode())
+    differing = [result.neuron for result in results if result.complaints]
+    print(
+        f"{len(results) - len(differing)} of {len(results)} agree"
+        + (f"; not {', '.join(differing)}" if differing else "")
+    )
+    return 3 if differing else 0
+
+
 def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A video file or a ``.npy`` array as frames float32 ``[T, C, H, W]`` in [0, 1] of this ``(C, H, W)``.
 
@@ -254,7 +295,7 @@ def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
         ConfigError: it cannot be read, or its channels do not fit.
     """
     from ..data._base import as_float, resize
-    from ..data.videos import _decode
+    from ..data.videos import decode
 
     channels, height, width = shape
     if not path.is_file():
@@ -263,7 +304,7 @@ def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
         if path.suffix.lower() != ".npy":
             if channels not in (1, 3):
                 raise ConfigError(f"{path}: videos have 1 or 3 channels, the model {channels}; give a .npy array")
-            return as_float(_decode(path, (height, width), 1, grayscale=channels == 1))
+            return as_float(decode(path, (height, width), 1, grayscale=channels == 1))
         array = np.load(path, allow_pickle=False)
     except ConfigError:
         raise

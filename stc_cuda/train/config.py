@@ -251,7 +251,8 @@ def open_split(config: Config, split: str) -> VideoDataset:
             **{name: getattr(data, name) for name in own if getattr(data, name) is not None},
         )
     except (ValueError, TypeError, FileNotFoundError) as error:
-        raise ConfigError(f"data.{error}") from error
+        message = str(error)
+        raise ConfigError(f"data.{split}_{message}" if message.startswith("length:") else f"data.{message}") from error
 
 
 def frame_shape(config: Config) -> tuple[int, int, int]:
