@@ -30,7 +30,8 @@ PASSES = (FORWARD, BACKWARD, BACKWARD + DETACHED, TRAINING, TRAINING + DETACHED)
 # Time steps of a layer of the paper's models: given and predicted frames of the data set, less one.
 PAPER_STEPS = {"moving-mnist": 19, "taxibj": 7, "kth": 29}
 LONGEST_ON_CPU = 10
-LAYER_NAMES = (*PAPER_STEPS, "rollout")
+PAPER_NAMES = (*PAPER_STEPS, "rollout")
+LAYER_NAMES = (*PAPER_NAMES, "small")
 SWEEP_NAMES = ("T", "N", "C", "map", "rate")
 NEURON_NAMES = ("lif", "plif", "integrate_fire")
 
@@ -79,13 +80,13 @@ class Case:
 
 
 def layer_cases(device: str, names: list[str], rates: list[str]) -> Iterator[Case]:
-    """Layers of the paper's three data sets, and single steps of a rollout. On a CPU sequences are cut, and two that
-    are the same then are timed once, under both names."""
+    """Layers of the paper's three data sets, single steps of a rollout, and a small layer. On a CPU sequences are cut,
+    and two that are the same then are timed once, under both names."""
     samples = [16] if device == "cuda" else [2]
     longest = max(PAPER_STEPS.values()) if device == "cuda" else LONGEST_ON_CPU
     by_layer: dict[Layer, list[str]] = {}
     for name in names:
-        if name != "rollout":
+        if name in PAPER_STEPS:
             by_layer.setdefault(Layer(min(longest, PAPER_STEPS[name]), samples[0]), []).append(name)
     for rate in rates:
         for layer, same in by_layer.items():
@@ -93,6 +94,8 @@ def layer_cases(device: str, names: list[str], rates: list[str]) -> Iterator[Cas
         if "rollout" in names:
             for n in dict.fromkeys((1, *samples)):
                 yield Case("layers", "rollout", Layer(1, n, carried=True), rate, (ROLLOUT,))
+        if "small" in names:
+            yield Case("layers", "small", Layer(10, 2 * samples[0], 128, 16), rate, PASSES)
 
 
 def sweep_cases(device: str, names: list[str]) -> Iterator[Case]:

@@ -30,7 +30,7 @@ from typing import Any
 
 from stc_cuda import KernelPlan, kernel_plan
 
-from .cases import BACKWARD, DETACHED, FORWARD, LAYER_NAMES, ROLLOUT, TRAINING, USUAL_RATE, Layer, layer_cases
+from .cases import BACKWARD, DETACHED, FORWARD, PAPER_NAMES, ROLLOUT, TRAINING, USUAL_RATE, Layer, layer_cases
 from .contestants import GRAPH, OURS
 from .kernels import ARCHITECTURES, ROOT, Kernel
 from .machine_code import DEVICE_MEMORY, ONCE, RECORD, SECOND_LEVEL
@@ -534,7 +534,7 @@ def main(arguments: list[str]) -> None:
         prog="python -m bench roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpu", choices=GPUS, required=True, help="whose published figures to take")
-    parser.add_argument("--layers", nargs="+", choices=LAYER_NAMES, default=list(LAYER_NAMES))
+    parser.add_argument("--layers", nargs="+", choices=PAPER_NAMES, default=list(PAPER_NAMES))
     parser.add_argument("--against", type=Path, metavar="FILE", help="a GPU run's --json, or its gpu_check.json")
     parser.add_argument(
         "--blocks-per-unit",

@@ -24,6 +24,7 @@ from bench.cases import (
     DETACHED,
     FORWARD,
     LAYER_NAMES,
+    PAPER_NAMES,
     PASSES,
     ROLLOUT,
     TRAINING,
@@ -37,6 +38,7 @@ from bench.contestants import AUTHORS, AUTOTUNED, COMPILED, EAGER, OURS, SPIKING
 from bench.latency import Effort, Row, check_parity, figures, measure
 from bench.limits import Ceilings, Work, circuit_work, gate_macs, neuron_work
 from bench.timing import Deadline, OverTimeError, at_most, peak_bytes, race
+from stc_cuda.models import SpikingPredictor
 from stc_cuda.profiling import Timing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,8 +121,8 @@ def test_figures_of_a_row() -> None:
 
 def test_sequences_are_cut_on_a_cpu_and_the_same_ones_timed_once() -> None:
     cpu = [(case.name, case.layer.steps) for case in layer_cases("cpu", list(LAYER_NAMES), ["18%"])]
-    assert cpu == [("moving-mnist, kth", 10), ("taxibj", 7), ("rollout", 1)]
-    gpu = list(layer_cases("cuda", list(LAYER_NAMES), ["18%"]))
+    assert cpu == [("moving-mnist, kth", 10), ("taxibj", 7), ("rollout", 1), ("rollout", 1), ("small", 10)]
+    gpu = list(layer_cases("cuda", list(PAPER_NAMES), ["18%"]))
     assert [case.layer.steps for case in gpu] == [19, 7, 29, 1, 1]
     assert [case.layer.samples for case in gpu] == [16, 16, 16, 1, 16]
     assert {case.layer.channels for case in gpu} == {256}
@@ -492,11 +494,13 @@ def test_a_slice_of_the_bench(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = report.Results.from_json(tmp_path / "rows.json")
-    assert [(r.what, r.contestant) for r in found.rows] == [(ROLLOUT, OURS), (ROLLOUT, EAGER)]
+    assert [(r.samples, r.what, r.contestant) for r in found.rows] == [
+        (n, ROLLOUT, name) for n in (1, 2) for name in (OURS, EAGER)
+    ]
     assert all(r.ms for r in found.rows)
     assert found.about["commit"]
     assert found.ceilings.copy > 0
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 5
     assert "measured ceilings: copy" in done.stdout
 
 
@@ -511,7 +515,7 @@ def test_regression_cases_run() -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout
+    assert "6 passed" in done.stdout
 
 
 def test_memory_by_mode(capsys: pytest.CaptureFixture[str]) -> None:
@@ -529,6 +533,25 @@ def test_memory_by_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["stc_cuda, bfloat16 autocast"][1] <= 6.2
     assert figures["stc_cuda, inference"][:3] == [0, 0, 0]
     assert all(peak >= kept for _, _, kept, peak, _ in figures.values())
+
+
+def test_a_whole_predictor(capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import predictor
+
+    torch.manual_seed(0)
+    model = SpikingPredictor("stclif", (3, 1, 16, 16), 2, (16, 16), groups=2)
+    eager = predictor.eager_of(model)
+    assert not any(isinstance(module, stc_cuda.SpikeConv2d) for module in eager.modules())
+    frames = torch.rand(1, 5, 1, 16, 16)
+    torch.testing.assert_close(eager(frames), model(frames))
+    predictor.main(["--hidden", "16", "--size", "16", "--rounds", "1"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == ["training step", "inference"]
+    for _, eager_ms, ours_ms, ratio, share in rows[1:]:
+        assert float(eager_ms) > 0
+        assert float(ours_ms) > 0
+        assert float(ratio.removesuffix("x")) > 0
+        assert 0 < float(share.removesuffix("%")) < 100
 
 
 def test_inputs_fire_as_asked() -> None:

@@ -18,15 +18,17 @@ class SpikeTables {
  public:
   explicit SpikeTables(const Layout<T>& l) : l_(l), sets_((l.in_group + kBits - 1) / kBits) {}
 
-  // Whether `spikes` in so many pixels are cheaper to look up than to add one by one, over `steps` maps like this.
-  bool pays(int64_t spikes, int64_t spiking_pixels, int64_t steps) const {
+  // Whether `spikes` in so many pixels are cheaper to look up than to add one by one. Not a matter of the number of
+  // steps, though a table that more maps share costs less of each: the same spikes must give the same sums, to the last
+  // bit, in a step of its own and in a sequence.
+  bool pays(int64_t spikes, int64_t spiking_pixels) const {
     if (l_.words != 1 || (l_.kernel != 3 && l_.kernel != 5 && l_.kernel != 7)) return false;
     // In vectors read or written in a kernel row.
     const int64_t of_window = vectors() * l_.kernel;
     const int64_t one_by_one = spikes * of_window + spiking_pixels * (2 * of_window + kPixelCost);
     const int64_t looked_up = l_.pixels * (sets_ * of_window + 2 * vectors());
     const int64_t making = kEntryCost * sets_ * kEntries * of_window;
-    return one_by_one >= looked_up + making / steps;
+    return one_by_one >= looked_up + making / kUsualSteps;
   }
 
   // packed: the gate weights of a group (gate_conv.h), descending.
@@ -55,7 +57,7 @@ class SpikeTables {
   using Real = typename V::Real;
   static constexpr int kBits = 4, kEntries = 1 << kBits;
   // Measured: what a pixel costs beside its windows (a misjudged branch, its place in the list), and an entry to make.
-  static constexpr int64_t kPixelCost = 30, kEntryCost = 5;
+  static constexpr int64_t kPixelCost = 30, kEntryCost = 5, kUsualSteps = 4;
 
   int64_t vectors() const { return l_.outputs / V::kLanes; }
   int64_t window() const { return l_.kernel * V::kLanes; }  // elements of an entry, [j][lanes]

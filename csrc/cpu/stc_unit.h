@@ -134,7 +134,7 @@ class Unit {
           for (int path = 0; path < 2; ++path) std::fill_n(z(path, g * channels), channels * l_.plane, T(0));
           continue;
         }
-        if (tables_[g].of->pays(fired.spikes, fired.pixels, in_.shape.steps)) {
+        if (tables_[g].of->pays(fired.spikes, fired.pixels)) {
           SpikeTables<T>& tables = tables_of(g, weights);
           tables.convolve(words(g).words);
           for (int64_t y = 0; y < l_.height; ++y) scatter_row(g, y, tables.row(y) + l_.pad * l_.outputs);
