@@ -20,6 +20,8 @@ struct CudaRunner {
     return plan_on_device(shape, request).kernel == KernelKind::kPersistent;
   }
 
+  static Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
+
   template <class T>
   static void run(const StcForward<T>& params, const Tensor& current) {
     const c10::DeviceGuard guard(current.device());

@@ -28,6 +28,10 @@ Plan plan_cpu(const StcInputs<T>& in, bool backward) {
 struct CpuRunner {
   static bool takes_short(const Tensor&, const Shape&, const Request&) { return false; }
 
+  static Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+    return in_large_pages(at::empty(sizes, options));
+  }
+
   template <class T>
   static void run(const StcForward<T>& params, const Tensor& current) {
     const Shape& shape = params.in.shape;

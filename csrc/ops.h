@@ -239,6 +239,7 @@ void with_scalar(at::ScalarType type, F f) {
 // The operators of one device. Runner::run(params, current) does the work: StcForward<T> or StcBackward<T>, with
 // `current` telling device and options of the buffers that it needs. Runner::takes_short(current, shape, request) tells
 // whether its kernels take a current and spikes of 16-bit numbers; where they do not, the operators convert.
+// Runner::empty(sizes, options) makes a tensor as large as a sequence.
 template <class Runner>
 struct Operators {
   static std::tuple<Tensor, std::vector<Tensor>, Tensor, Tensor, Tensor> forward(
@@ -277,12 +278,12 @@ struct Operators {
                     given.norm_weight, given.norm_bias, threshold,      coefficients};
     const auto real = current.options().dtype(state_type(current));
     Tensor spikes_out =
-        packed_spikes ? at::empty(packed, real.dtype(at::kByte)) : at::empty(sequence, stored.options(current));
+        packed_spikes ? at::empty(packed, real.dtype(at::kByte)) : Runner::empty(sequence, stored.options(current));
     std::vector<Tensor> states_out;
     for (int i = 0; i < cell.states; ++i) states_out.push_back(at::empty(sequence.slice(1), real));
-    Tensor v_seq = at::empty(store_v_seq ? sequence : at::IntArrayRef(nothing), real);
-    Tensor potentials =
-        at::empty(save_for_backward ? at::IntArrayRef(potential_sizes(cell, shape)) : at::IntArrayRef(nothing), real);
+    Tensor v_seq = Runner::empty(store_v_seq ? sequence : at::IntArrayRef(nothing), real);
+    Tensor potentials = Runner::empty(
+        save_for_backward ? at::IntArrayRef(potential_sizes(cell, shape)) : at::IntArrayRef(nothing), real);
     Tensor norm_stats =
         at::empty(save_for_backward ? at::IntArrayRef(stats) : at::IntArrayRef(nothing), real.dtype(at::kDouble));
     const Parameters parameters(x);
@@ -355,7 +356,7 @@ struct Operators {
     const auto real = current.options().dtype(state_type(current));
     const std::array<int64_t, 1> nothing{0};
     const bool wants_grad_spikes = spikes && !gradient_detach;
-    Tensor grad_current = at::empty(sequence, stored.options(current));
+    Tensor grad_current = Runner::empty(sequence, stored.options(current));
     Tensor grad_temporal_weight = at::empty(temporal_weight.sizes(), real);
     Tensor grad_spatial_weight = at::empty(spatial_weight.sizes(), real);
     std::vector<Tensor> grad_states_before;
