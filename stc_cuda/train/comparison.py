@@ -2,9 +2,9 @@
 
 Their classes come from their repository on the user's disk. In float64 the two must agree to 1e-9; in float32 ours may
 be four times as far from their float64 as they are themselves, up to the step where rounding flips a spike, and in the
-first ten steps a spike may flip only near the threshold. (Twice is the bound of docs/numerics.md, on the worst of several
-equivalent runs. One run is one draw of rounding errors that the recurrence amplifies; so its gradients are judged
-together, too.)
+first ten steps a spike may flip only near the threshold. (Twice is the bound of docs/numerics.md, on the worst of
+several equivalent runs. One run is one draw of rounding errors that the recurrence amplifies; so its gradients are
+judged together, too.)
 """
 
 from __future__ import annotations
