@@ -190,6 +190,25 @@ def test_the_distance_to_the_threshold_of_every_neuron(neuron: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_cancelled_number_is_held_to_the_size_of_its_peers() -> None:
+    def outcome(off: float) -> comparison._Outcome:
+        numbers = {"small": torch.tensor([1e-3 + off]), "large": torch.tensor([1.0])}
+        gradients = {name: x.double() for name, x in {**numbers, "tensor": torch.ones(2)}.items()}
+        spikes = torch.zeros(2, 1, 1, 2, 2, dtype=torch.bool)
+        return comparison._Outcome(torch.tensor(1.0), torch.ones(1, 2, dtype=torch.float64), [spikes], gradients, [])
+
+    arguments = (load("digits", {"training.precision": "fp64"}), torch.device("cpu"), 1, torch.nn.Linear(1, 1))
+
+    def complaints(change: str, by: float) -> list[str]:
+        exact, mine = outcome(0.0), outcome(0.0)
+        mine.gradients[change] = mine.gradients[change] + by
+        return comparison._judged(*arguments, exact, exact, mine).complaints
+
+    assert complaints("small", 0.5e-9) == []
+    assert complaints("small", 2e-9) == ["gradient of small: relative difference 2.0e-06"]
+    assert complaints("tensor", 2e-9) == ["gradient of tensor: relative difference 2.0e-09"]
+
+
 def test_nothing_else_is_run_and_nothing_is_left_behind(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = {path for path in repository.rglob("*") if path.is_file()}
     own = type(sys)("openstl")  # the user's own OpenSTL

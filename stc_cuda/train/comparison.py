@@ -1,9 +1,10 @@
 """The STC authors' model beside ours: both from one state dict, on the same frames, with the same frames shown.
 
 Their classes come from their repository on the user's disk. In float64 the two must agree to 1e-9; in float32 ours may
-be four times as far from their float64 as they are themselves, up to the step where rounding flips a spike, and a spike
-may flip only near the threshold. (Twice is the bound of docs/numerics.md, on the worst of several equivalent runs. One
-run is one draw of rounding errors that the recurrence amplifies; so its gradients are judged together, too.)
+be four times as far from their float64 as they are themselves, up to the step where rounding flips a spike, and in the
+first ten steps a spike may flip only near the threshold. (Twice is the bound of docs/numerics.md, on the worst of
+several equivalent runs. One run is one draw of rounding errors that the recurrence amplifies; so its gradients are
+judged together, too.)
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ PUBLISHED = (
     "the code of 'Autaptic Synaptic Circuit Enhances Spatio-temporal Predictive Learning of Spiking Neural Networks' "
     "(ICML 2024, proceedings.mlr.press/v235/wang24ci.html), a fork of OpenSTL"
 )
+GRADIENT = "gradient of "
+FREE_STEPS = 10  # so far a float32 network may run on its own and still be judged by where its spikes flip
 EXACT = 1e-9  # of float64, relative in the L2 norm
 OF_THEIR_ERROR = 4.0  # in float32 ...
 FLOOR = 4 * 2.0**-24  # ... or this part of the size
@@ -50,12 +53,14 @@ class Pair:
     """One quantity of both models.
 
     Attributes:
+        elements: of the tensor.
         theirs, ours: its value, or the L2 norm of a tensor.
         largest: absolute difference of an element.
         relative: L2 norm of the difference over that of theirs.
         their_error, our_error: in float32, such relative differences from their model in float64.
     """
 
+    elements: int
     theirs: float
     ours: float
     largest: float
@@ -424,18 +429,19 @@ def _judged(
 
 def _double_precision(result: Comparison) -> list[str]:
     complaints = [f"spikes of layer {i}: {x.differ} differ" for i, x in enumerate(result.spikes) if x.differ]
-    complaints += [
-        f"{name}: relative difference {pair.relative:.1e}"
-        for name, pair in _pairs(result).items()
-        if not pair.relative <= EXACT
-    ]
+    # A learnt number's gradient is a sum that may cancel: its rounding is that of the other learnt numbers' sums.
+    numbers = max((pair.theirs for pair in result.gradients.values() if pair.elements == 1), default=0.0)
+    for name, pair in _pairs(result).items():
+        cancelled = name.startswith(GRADIENT) and pair.elements == 1 and pair.largest <= EXACT * numbers
+        if not (pair.relative <= EXACT or cancelled):
+            complaints.append(f"{name}: relative difference {pair.relative:.1e}")
     return complaints
 
 
 def _single_precision(result: Comparison, exact: _Outcome, mine: _Outcome) -> list[str]:
     complaints = []
     step = _first_step(exact, mine)
-    if step < result.steps:
+    if step < min(result.steps, FREE_STEPS):
         # The lowest layer: a flip there is a different input to those above.
         wrong = [a[step] != b[step] for a, b in zip(exact.spikes, mine.spikes, strict=True)]
         layer = next(i for i, flips in enumerate(wrong) if flips.any())
@@ -458,7 +464,7 @@ def _single_precision(result: Comparison, exact: _Outcome, mine: _Outcome) -> li
 
 
 def _pairs(result: Comparison) -> dict[str, Pair]:
-    gradients = {f"gradient of {name}": pair for name, pair in result.gradients.items()}
+    gradients = {f"{GRADIENT}{name}": pair for name, pair in result.gradients.items()}
     return {"loss": result.loss, "predictions": result.predictions, **gradients}
 
 
@@ -471,7 +477,7 @@ def _pair(theirs: Tensor, ours: Tensor, exact: Tensor | None) -> Pair:
 
     errors = () if exact is None else (relative(theirs, exact), relative(ours, exact))
     largest = float(difference.abs().max()) if difference.numel() else 0.0
-    return Pair(float(theirs.norm()), float(ours.norm()), largest, relative(ours, theirs), *errors)
+    return Pair(theirs.numel(), float(theirs.norm()), float(ours.norm()), largest, relative(ours, theirs), *errors)
 
 
 def _spikes(theirs: Tensor, ours: Tensor) -> Spikes:
