@@ -29,7 +29,9 @@ struct CpuRunner {
   static bool takes_short(const Tensor&, const Shape&, const Request&) { return false; }
 
   static Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-    return in_large_pages(at::empty(sizes, options));
+    constexpr size_t kNeverKept = size_t(32) << 20;  // by malloc, when freed: such a block is new memory each time
+    const Tensor x = at::empty(sizes, options);
+    return x.nbytes() < kNeverKept ? x : in_large_pages(x);
   }
 
   template <class T>

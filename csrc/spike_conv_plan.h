@@ -25,7 +25,7 @@ inline bool by_events(const SpikeConvShape& s, int64_t spikes, SpikeConvPass pas
   if (!fits_events(s)) return false;
   // Parts of all neurons: measured, with room below the rate where both take as long (docs/performance.md). A dense
   // convolution of 16-bit numbers takes half the time.
-  const double limit = (pass == SpikeConvPass::kForward ? 0.3 : 0.5) * (type == SpikeConvType::kShort ? 0.5 : 1.0);
+  const double limit = (pass == SpikeConvPass::kForward ? 0.3 : 0.75) * (type == SpikeConvType::kShort ? 0.5 : 1.0);
   // In units of one addition of a spike's weight to an output; moving a weight between the two layouts takes as long as
   // kMove of them.
   constexpr double kMove = 4;
