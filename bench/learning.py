@@ -151,9 +151,10 @@ def opened(path: Path, name: str, config: Config) -> Results:
         results = Results.from_json(path)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if results.config != wanted:
+    found = compared(Config.model_validate(results.config))  # with the defaults of options that came later
+    if found != wanted:
         raise ConfigError(
-            f"{path} holds runs of another configuration ({_differences(results.config, wanted)}); "
+            f"{path} holds runs of another configuration ({_differences(found, wanted)}); "
             "choose another file: --json FILE"
         )
     return results

@@ -20,6 +20,16 @@ _FREED_HINT = (
 
 
 def saved_tensors(ctx: Any) -> tuple[Tensor | None, ...]:
+    """What ``forward`` saved, for a backward pass that has no derivative of its own."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True: gradients of gradients
+        raise NotImplementedError(
+            "stc_cuda: got a backward pass with create_graph=True, and the kernels have no second derivatives (they "
+            "would silently be zeros); pass backend='reference', or leave create_graph out"
+        )
+    return _saved(ctx)
+
+
+def _saved(ctx: Any) -> tuple[Tensor | None, ...]:
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
@@ -156,7 +166,7 @@ class SpikeConvFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight = saved_tensors(ctx)
+        x, weight = _saved(ctx)
         if grad is None:
             return None, None, None, None
         of_input, of_weight, of_bias, _ = ctx.needs_input_grad

@@ -44,8 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         if not _is_explained(error):
             raise
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"stc-cuda: error: {error}", file=sys.stderr)
+        # Of every process: only the one that lacks a file or a GPU knows it. What all found together is said once.
+        if type(error).__name__ == "NonFiniteError" and int(os.environ.get("RANK", "0")) != 0:
+            return 1
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        who = f" (process {os.environ.get('RANK', '0')} of {processes})" if processes > 1 else ""
+        print(f"stc-cuda: error{who}: {error}", file=sys.stderr)
         return 1
 
 

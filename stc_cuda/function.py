@@ -18,7 +18,8 @@ class STCFunction(CircuitFunction):
     those of :func:`stc_cuda.stc_lif`; a norm is a (weight, bias) pair of tensors or two ``None``.
 
     Saved for backward: the current (the caller's tensor, not a copy), the membrane potential before reset ``u`` and
-    the norms' means and deviations. Spikes and gates are recomputed from them. Backward is differentiable once.
+    the norms' means and deviations. Spikes and gates are recomputed from them. Backward has no derivative of its own:
+    ``create_graph=True`` raises NotImplementedError.
     """
 
     @classmethod

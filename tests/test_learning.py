@@ -211,6 +211,10 @@ def test_the_page_is_what_the_committed_results_make_of_it() -> None:
     begin, end = (f"<!-- bench:{marker}:{where} -->\n" for where in ("begin", "end"))
     assert text.split(begin)[1].split(end)[0] == learning.page_block(committed)
     report.check_markers(marker, [learning.PAGE])
+    # and it can be gone on with, whatever options there are by now
+    preset = load("digits", {**learning.OWN_CHANGES.get("digits", {}), **learning.ALWAYS})
+    path = ROOT / "bench" / "results" / "learning_digits.json"
+    assert len(learning.opened(path, committed.name, preset).runs) == len(committed.runs)
 
 
 def test_commands_of_the_page_are_understood() -> None:

@@ -482,13 +482,17 @@ def test_auto_is_the_compiled_kernel(backend: str) -> None:
         assert_equal(run(kernel("auto"), problem), run(kernel(backend), problem))
 
 
-def test_second_derivatives_are_refused(backend: str) -> None:
-    problem = problem_on(backend, dataclasses.replace(CASE, spiking=False))
-    current = problem.inputs["current"].requires_grad_()  # type: ignore[union-attr]
-    outputs = oracle.call(kernel(backend), problem.inputs, problem.options)
-    (first,) = torch.autograd.grad(outputs["spikes"].square().sum(), current, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"derivative for .*stc_backward is not implemented"):
-        torch.autograd.grad(first.square().sum(), current)
+@pytest.mark.parametrize("neuron", ["stc_lif", "lif", "plif"])
+@pytest.mark.parametrize("learns", ["current", "v"])
+@pytest.mark.parametrize("every", [None, 2])
+def test_second_derivatives_are_refused(backend: str, neuron: str, learns: str, every: int | None) -> None:
+    """Also where nothing that is kept leads back to what learns, so that they would be zeros."""
+    problem = problem_on(backend, dataclasses.replace(CASE, neuron=neuron, spiking=False))
+    learnt = problem.inputs[learns].requires_grad_()  # type: ignore[union-attr]
+    options = {**problem.options, **({"recompute_every": every} if neuron == "stc_lif" else {})}
+    outputs = oracle.call(kernel(backend, neuron), problem.inputs, options)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        torch.autograd.grad(outputs["v"].square().sum(), learnt, create_graph=True)
 
 
 def test_second_backward_through_a_kept_state_says_what_to_do(backend: str) -> None:

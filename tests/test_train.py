@@ -239,11 +239,24 @@ def test_a_resumed_run_may_be_longer_but_not_another(
     assert main(["train", "--resume", run, "--epochs", "2"]) == 0
     assert "Going on from step 4 of 8" in capsys.readouterr().out
     assert [entry["epoch"] for entry in history_of(tmp_path / "run")] == [1, 2]
-    assert "model: cannot be changed" in errors(["train", "--resume", run, "--set", "model.hidden=[8,8]"])
-    assert "4 steps an epoch and this run 8" in errors(["train", "--resume", run, "--batch-size", "2"])
+    resume = ["train", "--resume", run]
+    assert "model.hidden: got (8, 8), expected (16, 16)" in errors([*resume, "--set", "model.hidden=[8,8]"])
+    assert "training.batch_size: got 2, expected 4" in errors([*resume, "--batch-size", "2"])
+    assert "training.seed: got 7, expected 0" in errors([*resume, "--seed", "7"])
+    assert "data.in_frames: got 2, expected 3" in errors([*resume, "--set", "data.in_frames=2"])
+    assert "4 steps an epoch and this run 2" in errors([*resume, "--set", "data.train_length=8"])
+    assert main([*resume, "--set", "model.recompute_every=2"]) == 0
     assert "holds a run already" in errors(["train", str(tmp_path / "config.yaml"), "--out", run])
     assert "neither PRESET nor --out" in errors(["train", "digits", "--resume", run])
     assert "expected the folder of a run" in errors(["train", "--resume", str(tmp_path / "nowhere")])
+
+
+def test_fewer_epochs_than_there_were_and_no_validation_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, training={"epochs": 6}, validation={"every": 5, "pictures": 0}) == 0
+    state = torch.load(tmp_path / "run" / "last.resume.pt", weights_only=True)
+    torch.save({**state, "step": STEPS_PER_EPOCH + 2, "history": []}, tmp_path / "run" / "last.resume.pt")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--epochs", "1"]) == 0
+    assert "without a validation" in capsys.readouterr().out
 
 
 # --- when things go wrong -------------------------------------------------------------------------------------------
@@ -277,6 +290,86 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert main(["train", "--resume", str(run)]) == 0
     assert train(tmp_path / "other", **changes) == 0
     assert not differences(state_of(run), state_of(tmp_path / "other" / "run"))
+
+
+def test_files_of_others_in_the_run_folder_stay(tmp_path: Path) -> None:
+    theirs = [tmp_path / "run" / "movie.mkv.part", tmp_path / "run" / "pictures" / "mine.png.part"]
+    own = tmp_path / "run" / "pictures" / "epoch_0003.png.part"
+    for path in (*theirs, own):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    assert train(tmp_path, training={"epochs": 1}) == 0
+    assert all(path.read_bytes() == b"half" for path in theirs)
+    assert not own.exists()
+
+
+def test_numbers_damaged_in_place(run: Path, tmp_path: Path, errors: Callable[[list[str]], str]) -> None:
+    """The structure is whole, so that readers without a checksum take the numbers as they are."""
+    state = load_state(run / "last.resume.pt")
+    weight = state["model"]["cell_list.1.conv_x.0.weight"].numpy().tobytes()
+    for name, command in (("last.resume.pt", ["train", "--resume"]), ("last.safetensors", ["eval"])):
+        damaged = bytearray((run / name).read_bytes())
+        place = damaged.find(weight)
+        assert place > 0
+        damaged[place + 101] ^= 16
+        (tmp_path / name).write_bytes(damaged)
+        said = errors([*command, str(tmp_path / name)])
+        assert f"{tmp_path / name}: damaged" in said
+        assert "checksum" in said
+
+
+def test_a_damaged_header(run: Path, tmp_path: Path, errors: Callable[[list[str]], str]) -> None:
+    file = tmp_path / "last.safetensors"
+    good = (run / "last.safetensors").read_bytes()
+    for before, after in ((b'\\"data\\":', b'\\"data\\";'), (b"in_frames", b"in_framez")):
+        assert before in good
+        file.write_bytes(good.replace(before, after, 1))
+        said = errors(["eval", str(file)])
+        assert f"{file}: damaged" in said
+
+
+def test_a_broken_array_header(run: Path, tmp_path: Path, errors: Callable[[list[str]], str]) -> None:
+    file = write_config(tmp_path)
+    array = tmp_path / "videos.npy"
+    array.write_bytes(array.read_bytes().replace(b"}", b" ", 1))
+    assert f"{array} could not be read" in errors(["train", str(file), "--out", str(tmp_path / "run")])
+    assert f"{array}: cannot be read" in errors(["predict", str(run), str(array), "--out", str(tmp_path / "x.gif")])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_cannot_be_read_on_the_way(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: Callable[[list[str]], str]
+) -> None:
+    def broken(self: object, index: int) -> torch.Tensor:
+        raise ValueError("clip.mp4 could not be read; fetch it again")
+
+    monkeypatch.setattr(stc_cuda.data.ArrayVideos, "__getitem__", broken)
+    file = write_config(tmp_path, data={"workers": workers})
+    said = errors(["train", str(file), "--out", str(tmp_path / "run")])
+    assert said.endswith("error: data: clip.mp4 could not be read; fetch it again\n")
+
+
+def test_tensorboard_on_a_full_disk_does_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    assert train(tmp_path, training={"epochs": 1, "tensorboard": True}) == 0
+    assert capsys.readouterr().out.count("TensorBoard's file cannot be written (No space left on device)") == 1
+    assert history_of(tmp_path / "run")
+
+
+def test_every_process_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: Callable[[list[str]], str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = errors(["train", "--resume", str(tmp_path / "nowhere")])
+    assert said.startswith("stc-cuda: error (process 1 of 2): ")
 
 
 def test_a_damaged_checkpoint(run: Path, tmp_path: Path, errors: Callable[[list[str]], str]) -> None:

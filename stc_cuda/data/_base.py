@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -200,11 +201,15 @@ def find_file(root: PathLike, folder: str, names: Sequence[str], layout: str) ->
     raise FileNotFoundError(f"root: found none of {', '.join(map(str, tried))}; expected {layout}")
 
 
+#: What NumPy raises for bytes that are something else, a broken header among them.
+UNREADABLE = (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError)
+
+
 def load_npy(path: Path, layout: str) -> Array:
     """A ``.npy`` file, mapped into memory: writing to it does not change the file."""
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"path: {path} could not be read as a .npy file of {layout}: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"path: {path} is an archive of arrays, expected a .npy file of {layout}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ._base import (
+    UNREADABLE,
     Array,
     PathLike,
     VideoDataset,
@@ -128,7 +129,7 @@ def _read(file: Path, names: tuple[str, str]) -> list[Array]:
             if missing:
                 raise ValueError(f"it has {', '.join(archive.files) or 'no arrays'} and lacks {', '.join(missing)}")
             arrays = [archive[name] for name in names]
-    except (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"path: {file} could not be read as {LAYOUT}: {error}") from error
     for name, array in zip(names, arrays, strict=True):
         if not np.issubdtype(array.dtype, np.floating):

@@ -123,8 +123,8 @@ def stc_lif(
         packed_spikes: return the spikes as bits, uint8 ``[T, N, groups, H, W, ceil(C/groups/8)]`` (bit ``c % 8`` of
             byte ``c // 8`` is channel ``c`` of the group; :func:`unpack_spikes` reads them). Inference only.
         recompute_every: to need less memory for backward, keep the state every so many steps and compute the steps
-            between once more, some at a time: 4 + 4/k bytes per neuron and step in float32 instead of 8, for a
-            forward pass more. The reference does not read it.
+            between once more, some at a time: 4 + 4/k bytes per neuron and step in float32 instead of 8 (4 + 8/k
+            instead of 12 for :func:`stc_lmh`), for a forward pass more. The reference does not read it.
         backend: ``"auto"`` (compiled kernels of the device), ``"cpu"``, ``"reference"`` (plain PyTorch, slow, with
             ordinary autograd) or a registered name.
 

@@ -7,9 +7,11 @@ weights once more: each is right on its own, whenever the process is killed.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from .config import Config, parse
 
 FORMAT = 1
 WEIGHTS, STATE = "{}.safetensors", "{}.resume.pt"
-_CONFIG_KEY, _SHAPE_KEY = "stc_cuda.config", "stc_cuda.frame_shape"
+_CONFIG_KEY, _SHAPE_KEY, _DIGEST_KEY = "stc_cuda.config", "stc_cuda.frame_shape", "stc_cuda.sha256"
 
 
 class CheckpointError(ValueError):
@@ -46,8 +48,13 @@ def save(folder: Path, name: str, state: Mapping[str, Any], frame_shape: tuple[i
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    header = {_CONFIG_KEY: json.dumps(state["config"]), _SHAPE_KEY: json.dumps(frame_shape), "step": str(state["step"])}
     weights = {key: value.detach().cpu().contiguous() for key, value in state["model"].items()}
+    header = {
+        _CONFIG_KEY: json.dumps(state["config"]),
+        _SHAPE_KEY: json.dumps(frame_shape),
+        _DIGEST_KEY: _digest(weights),
+        "step": str(state["step"]),
+    }
     try:
         write_atomically(folder / STATE.format(name), buffer.getvalue())
         write_atomically(folder / WEIGHTS.format(name), to_safetensors(weights, header))
@@ -70,6 +77,10 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; expected the state that stc-cuda train saves")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch reads damaged numbers without a word
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} does not have its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # readers and unpickler raise all kinds for bytes that are something else
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({_first_line(error)}); {_advice(path)}") from error
@@ -100,8 +111,17 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], Config, tuple[int, int,
         raise CheckpointError(f"{path}: damaged or not safetensors ({_first_line(error)}); {_advice(path)}") from error
     if _CONFIG_KEY not in header or _SHAPE_KEY not in header:
         raise CheckpointError(f"{path}: its header names no configuration; expected a file of stc-cuda train")
-    channels, height, width = json.loads(header[_SHAPE_KEY])
-    return weights, parse(json.loads(header[_CONFIG_KEY])), (channels, height, width)
+    if _DIGEST_KEY in header and header[_DIGEST_KEY] != _digest(weights):
+        raise CheckpointError(f"{path}: damaged (the weights do not have their checksum); {_advice(path)}")
+    try:
+        channels, height, width = json.loads(header[_SHAPE_KEY])
+        config = parse(json.loads(header[_CONFIG_KEY]))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or of another version of stc-cuda: its header holds no configuration "
+            f"({_first_line(error)}); {_advice(path)}"
+        ) from error
+    return weights, config, (channels, height, width)
 
 
 def seed_everything(seed: int) -> None:
@@ -131,6 +151,16 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes; safetensors has no checksum of its own."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        x = weights[key]
+        digest.update(f"{key} {x.dtype} {list(x.shape)}\n".encode())
+        digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _advice(path: Path) -> str:

@@ -47,10 +47,7 @@ def train(
             raise CheckpointError(f"--resume {resume}: there is no {path}; expected the folder of a run")
         state = checkpoints.load_state(path)
         folder = path.parent
-        before = configuration.parse(state["config"])
-        config = configuration.change(before, changes)
-        if config.model.model_copy(update={"backend": before.model.backend}) != before.model:
-            raise ConfigError("model: cannot be changed in a resumed run, except model.backend; start another run")
+        config = configuration.change(configuration.parse(state["config"]), changes)
     else:
         if source is None:
             raise ConfigError(f"train: expected a preset ({', '.join(configuration.preset_names())}) or a YAML file")
@@ -96,6 +93,9 @@ def _say_goodbye(trainer: Trainer, finished: bool) -> None:
             f"\nStopped after step {trainer.step} of {trainer.total_steps}; everything is saved. To go on:\n"
             f"  stc-cuda train --resume {trainer.folder}"
         )
+        return
+    if not trainer.history:
+        print(f"\nDone, at step {trainer.step}, without a validation.")
         return
     best = min(trainer.history, key=lambda entry: entry["validation"]["mse"])
     print(
@@ -294,7 +294,7 @@ def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
         FileNotFoundError: there is no such file.
         ConfigError: it cannot be read, or its channels do not fit.
     """
-    from ..data._base import as_float, resize
+    from ..data._base import UNREADABLE, as_float, resize
     from ..data.videos import decode
 
     channels, height, width = shape
@@ -308,7 +308,7 @@ def read_frames(path: Path, shape: tuple[int, int, int]) -> Tensor:
         array = np.load(path, allow_pickle=False)
     except ConfigError:
         raise
-    except (ValueError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     got = f"{array.dtype} {list(array.shape)}"
     if array.ndim == 3:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import metrics
 from ..data import VideoDataset, make_loader
 from ..models import SpikingPredictor
-from .config import Config
+from .config import Config, ConfigError
 from .processes import Processes
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,6 +35,21 @@ def predict(model: SpikingPredictor, given: Tensor, steps: int, config: Config) 
     weight = model.conv_last.weight
     with autocast(config.training.precision, weight.device):
         return model.predict(given.to(weight.device, weight.dtype), steps).float().cpu()
+
+
+def next_batch(batches: Iterator[Tensor], *default: Any) -> Any:
+    """``next(batches, *default)``.
+
+    Raises:
+        ConfigError: a file of the data set cannot be read or holds wrong values.
+    """
+    try:
+        return next(batches, *default)
+    except (ValueError, TypeError, OSError) as error:
+        # A worker process hands on its traceback as text, with the message in the last line.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        said = lines[-1] if lines and lines[0].startswith("Caught ") else str(error)
+        raise ConfigError(f"data: {said.removeprefix(f'{type(error).__name__}: ')}") from error
 
 
 def evaluate(
@@ -76,7 +91,8 @@ def evaluate(
         drop_last=False,
     )
     model.eval()
-    for frames in loader:
+    batches = iter(loader)
+    while (frames := next_batch(batches, None)) is not None:
         given, true = frames.split((config.data.in_frames, config.data.out_frames), dim=1)
         scores["prediction"].update(predict(model, given, config.data.out_frames, config), true)
         if baselines:

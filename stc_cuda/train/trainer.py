@@ -24,9 +24,9 @@ from .._version import __version__
 from ..data import VideoDataset, make_loader
 from . import checkpoints
 from .checkpoints import CheckpointError
-from .config import Config, ConfigError, build_model
+from .config import Config, ConfigError, build_model, parse
 from .diagnosis import NonFiniteError, first_non_finite
-from .evaluation import autocast, draw, evaluate, parameter_dtype
+from .evaluation import autocast, draw, evaluate, next_batch, parameter_dtype
 from .processes import Processes
 from .schedule import learning_rate
 
@@ -132,8 +132,13 @@ class Trainer:
                     return False
 
     def _prepare_folder(self) -> None:
-        for part in self.folder.glob("**/*.part"):  # of a process that was killed while it wrote
-            part.unlink()
+        # Of a process that was killed while it wrote; whatever else lies here is not this program's.
+        names = [CONFIG_FILE, HISTORY_FILE]
+        names += [kind.format(name) for kind in (checkpoints.STATE, checkpoints.WEIGHTS) for name in ("last", "best")]
+        pictures = [f"{PICTURES}/epoch_[0-9][0-9][0-9][0-9].{kind}" for kind in ("png", "gif")]
+        for pattern in (*names, *pictures):
+            for part in self.folder.glob(f"{pattern}.part"):
+                part.unlink()
         write_atomically(self.folder / CONFIG_FILE, self.config.to_yaml().encode())
 
     def _epoch(self, bar: Any, events: Any) -> bool:
@@ -227,7 +232,7 @@ class Trainer:
 
     def _next_part(self, batches: Iterator[Tensor], masks: Tensor, number: int) -> Part:
         p = self.processes
-        frames = next(batches)
+        frames = next_batch(batches)
         expected = (self.part_size, self.config.total_frames, *self.train_data.frame_shape)
         if tuple(frames.shape) != expected:
             raise ConfigError(f"data: got a batch of shape {list(frames.shape)}, expected {list(expected)}")
@@ -340,6 +345,7 @@ class Trainer:
         self._on_first(write)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self._require_same(parse(state["config"]))
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise CheckpointError(
                 f"the checkpoint has {state['steps_per_epoch']} steps an epoch and this run {self.steps_per_epoch}: "
@@ -358,6 +364,22 @@ class Trainer:
         self.seconds = state["seconds"]
         if len(state["random"]) == self.processes.world_size:
             checkpoints.set_random_state(state["random"][self.processes.rank], self.processes.device)
+
+    def _require_same(self, before: Config) -> None:
+        """What a run cannot change on its way."""
+        fixed = {
+            "data": ("name", "in_frames", "out_frames", "frame_size"),
+            "model": tuple(type(before.model).model_fields.keys() - {"backend", "recompute_every"}),
+            "training": ("batch_size", "seed"),
+        }
+        for section, names in fixed.items():
+            for name in sorted(names):
+                was, now = (getattr(getattr(config, section), name) for config in (before, self.config))
+                if was != now:
+                    raise CheckpointError(
+                        f"{section}.{name}: got {now}, expected {was} as in the run that goes on; start a new run with "
+                        "another --out"
+                    )
 
     # --- surroundings -------------------------------------------------------------------------------------------
 
@@ -419,8 +441,33 @@ class Trainer:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.folder / EVENTS), purge_step=self.step) as events:
+        events = _Events(SummaryWriter(str(self.folder / EVENTS), purge_step=self.step))
+        try:
             yield events
+        finally:
+            events.close()
+
+
+class _Events:
+    """TensorBoard's writer. A run does not end because the disk is full of curves: it says so and goes on without."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def add_scalar(self, *scalar: Any) -> None:
+        self._try(lambda writer: writer.add_scalar(*scalar))
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+
+    def _try(self, work: Callable[[Any], None]) -> None:
+        if self.writer is None:
+            return
+        try:
+            work(self.writer)
+        except OSError as error:
+            self.writer = None
+            print(f"\nTensorBoard's file cannot be written ({error.strerror or error}); going on without.", flush=True)
 
 
 def _ignore_interrupts(worker: int) -> None:
