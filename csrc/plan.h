@@ -10,7 +10,7 @@ namespace stc {
 enum class Device : int { kCpu, kCuda };
 
 enum class KernelKind : int {
-  kEvent,       // CPU: spikes are bits; the gate convolutions add the weights of each spike
+  kEvent,       // CPU: spikes are bits; the gate convolutions add their weights, or look up sums of them
   kDense,       // CPU: soft spikes are real numbers; ordinary convolutions
   kPersistent,  // CUDA: one thread block runs all steps of a (sample, group) with its state on chip
   kGeneral,     // CUDA: two launches a step, state in global memory, any shape

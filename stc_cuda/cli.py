@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_explained(error):
             raise
         # Of every process: only the one that lacks a file or a GPU knows it. What all found together is said once.
-        if type(error).__name__ == "NonFiniteError" and int(os.environ.get("RANK", "0")) != 0:
+        if getattr(error, "found_by_all", False) and int(os.environ.get("RANK", "0")) != 0:
             return 1
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         who = f" (process {os.environ.get('RANK', '0')} of {processes})" if processes > 1 else ""

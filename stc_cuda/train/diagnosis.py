@@ -17,6 +17,8 @@ from ..neurons import NeuronLayer
 class NonFiniteError(RuntimeError):
     """Training met NaN or infinity; the message is the whole diagnosis."""
 
+    found_by_all = True  # processes together, so that one of them says it
+
 
 @dataclass(frozen=True)
 class Statistics:
