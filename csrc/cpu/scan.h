@@ -8,6 +8,10 @@
 #include "scan_tasks.h"
 #include "simd.h"
 
+// A loop's body, which the compiler would not inline everywhere: then each vector pays for a call, and for reading
+// again what the loop could have kept in registers.
+#define STC_LOOP_BODY __attribute__((always_inline))
+
 namespace stc::STC_SIMD_NAMESPACE {
 
 // Splits [first, first + count) at the ends of runs; calls f(offset, length, run).
@@ -105,7 +109,7 @@ class ScanBlock {
       std::fill_n(to, count_, T(0));
   }
 
-  K coefficients(int64_t i) const {
+  STC_HD K coefficients(int64_t i) const {
     K k;
     k.threshold = V::load(threshold_ + i);
     for (int j = 0; j < kCoefficients; ++j) k.of[j] = V::load(coefficients_[j] + i);
@@ -123,16 +127,22 @@ class ScanBlock {
   }
 
   // A sequence that a step writes, or none. A large one goes past the caches: nothing of it would stay, and a
-  // cache line that is written in whole need not be fetched first.
+  // cache line that is written in whole need not be fetched first. Lines of others are fetched ahead: `next` is where
+  // the same neuron's is at the step after this one, seen from here.
   struct Output {
     T* data;
     bool streams;
+    int64_t next = 0;
+
+    STC_HD void prefetch(int64_t i) const {
+      if (data && !streams) __builtin_prefetch(data + next + i, 1);
+    }
   };
-  Output output(T* data) const {
-    return {data, ScanTasks::is_large(in_.shape) && reinterpret_cast<uintptr_t>(data) % sizeof(Real) == 0};
+  Output output(T* data, int64_t next) const {
+    return {data, ScanTasks::is_large(in_.shape) && reinterpret_cast<uintptr_t>(data) % sizeof(Real) == 0, next};
   }
   template <class Lanes>
-  static void put(const Output& to, int64_t i, Real x, Lanes lanes) {
+  static STC_HD void put(const Output& to, int64_t i, Real x, Lanes lanes) {
     if (!to.data) return;
     if (to.streams && lanes == V::kLanes)
       V::stream(to.data + i, x);
@@ -142,10 +152,11 @@ class ScanBlock {
 
   // Calls f(first neuron, lanes) for each vector; `lanes` is a constant, but for that of the last.
   template <class F>
-  void for_vectors(F f) const {
+  STC_HD void for_vectors(F f) const {
+    const int64_t count = count_;
     int64_t i = 0;
-    for (; i + V::kLanes <= count_; i += V::kLanes) f(i, std::integral_constant<int64_t, V::kLanes>());
-    if (i < count_) f(i, count_ - i);
+    for (; i + V::kLanes <= count; i += V::kLanes) f(i, std::integral_constant<int64_t, V::kLanes>());
+    if (i < count) f(i, count - i);
   }
 
   const ScanInputs<T>& in_;
@@ -179,13 +190,17 @@ class ScanForwardBlock : ScanBlock<Cell, T> {
     o.spiking = Spiking;  // a constant to the compiler
     const T* current = p_.in.current + t * p_.in.current_step + this->first_;
     // Too far apart for the processor to see them coming: the same neurons at the next step, or the next block's first.
-    const T* next =
-        t + 1 < p_.in.shape.steps ? current + p_.in.current_step : p_.in.current + this->first_ + this->count_;
-    const auto spikes = this->output(this->at(p_.spikes, t)), v_seq = this->output(this->at(p_.v_seq, t));
+    const bool last = t + 1 == p_.in.shape.steps;
+    const T* next = last ? p_.in.current + this->first_ + this->count_ : current + p_.in.current_step;
+    const int64_t ahead = last ? this->count_ - t * p_.in.shape.neurons : p_.in.shape.neurons;
+    const auto spikes = this->output(this->at(p_.spikes, t), ahead), v_seq = this->output(this->at(p_.v_seq, t), ahead);
     typename Base::Output potentials[kPotentials];
-    for (int j = 0; j < kPotentials; ++j) potentials[j] = this->output(this->potential(p_.potentials, j, t));
-    this->for_vectors([&](int64_t i, auto lanes) {
+    for (int j = 0; j < kPotentials; ++j) potentials[j] = this->output(this->potential(p_.potentials, j, t), ahead);
+    this->for_vectors([&](int64_t i, auto lanes) STC_LOOP_BODY {
       __builtin_prefetch(next + i);
+      spikes.prefetch(i);
+      v_seq.prefetch(i);
+      for (const auto& potential : potentials) potential.prefetch(i);
       const auto k = this->coefficients(i);
       Real state[kStates], potential[kPotentials];
       for (int j = 0; j < kStates; ++j) state[j] = V::load(states_[j] + i);
@@ -241,11 +256,12 @@ class ScanBackwardBlock : ScanBlock<Cell, T> {
       potentials_before[j] = potentials[j] - p_.in.shape.neurons;
     }
     for (int j = 0; j < kStates; ++j) states_before[j] = p_.in.states[j] ? p_.in.states[j] + this->first_ : nullptr;
-    const auto grad_current = this->output(this->at(p_.grad_current, t));
+    const auto grad_current = this->output(this->at(p_.grad_current, t), -p_.in.shape.neurons);
     const int64_t ahead = (Learns ? 2 : 1) * p_.in.shape.neurons;  // the step before is read for what the sums need
-    this->for_vectors([&](int64_t i, auto lanes) {
+    this->for_vectors([&](int64_t i, auto lanes) STC_LOOP_BODY {
       for (int j = 0; j < kPotentials; ++j) __builtin_prefetch(potentials[j] - ahead + i);
       if (grad_spikes) __builtin_prefetch(grad_spikes - p_.in.shape.neurons + i);
+      grad_current.prefetch(i);
       const auto load = [&](const T* from) { return from ? V::load(from + i, lanes) : Real{}; };
       const auto k = this->coefficients(i);
       Real before[kStates], potential[kPotentials], grad_potential[kPotentials], grad_state[kStates];
