@@ -119,4 +119,5 @@ TORCH_LIBRARY_IMPL(stc_cuda, Autograd, m) {
   m.impl("stc_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("scan_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("scan_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("scan_backward_in_place", torch::autograd::autogradNotImplementedFallback());
 }

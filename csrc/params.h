@@ -166,7 +166,7 @@ struct ScanBackward {
   const T* grad_spikes_out;  // null = 0, as for the next two
   const T* grad_states_out[kMaxStates];
   const T* grad_v_seq_out;
-  T* grad_current;             // [T, neurons]
+  T* grad_current;             // [T, neurons]; may be the potentials where there is one a neuron
   T* grad_states[kMaxStates];  // [neurons], before the first step
   T* grad_threshold;           // [C]
   T* grad_coefficients;        // [kCoefficients, C]

@@ -194,6 +194,41 @@ struct ScanOperators {
       const OptionalTensor& threshold, const OptionalTensor& coefficients, const Tensor& potentials,
       at::ScalarType stored, double v_threshold, std::optional<double> v_reset, std::string_view surrogate,
       double alpha, bool spiking, bool detach_reset, bool learns_threshold, bool learns_coefficients) {
+    const ScanOptions o{v_threshold, v_reset, surrogate, alpha, spiking, detach_reset};
+    const Gradients grads =
+        gradients(name, grad_spikes, grad_states, grad_v_seq, current, states, threshold, coefficients, potentials,
+                  stored, o, learns_threshold, learns_coefficients, false);
+    return {grads.current.to(stored), grads.states, grads.threshold, grads.coefficients};
+  }
+
+  // The gradient of the current takes the place of the potentials: nothing to allocate, and each line of memory that is
+  // written has just been read.
+  static std::tuple<std::vector<Tensor>, Tensor, Tensor> backward_in_place(
+      std::string_view name, const OptionalTensor& grad_spikes, const OptionalTensors& grad_states,
+      const OptionalTensor& grad_v_seq, const OptionalTensor& current, const OptionalTensors& states,
+      const OptionalTensor& threshold, const OptionalTensor& coefficients, const Tensor& potentials, double v_threshold,
+      std::optional<double> v_reset, std::string_view surrogate, double alpha, bool spiking, bool detach_reset,
+      bool learns_threshold, bool learns_coefficients) {
+    const ScanOptions o{v_threshold, v_reset, surrogate, alpha, spiking, detach_reset};
+    const Gradients grads =
+        gradients(name, grad_spikes, grad_states, grad_v_seq, current, states, threshold, coefficients, potentials,
+                  potentials.scalar_type(), o, learns_threshold, learns_coefficients, true);
+    return {grads.states, grads.threshold, grads.coefficients};
+  }
+
+ private:
+  struct Gradients {
+    Tensor current;
+    std::vector<Tensor> states;
+    Tensor threshold, coefficients;
+  };
+
+  static Gradients gradients(std::string_view name, const OptionalTensor& grad_spikes,
+                             const OptionalTensors& grad_states, const OptionalTensor& grad_v_seq,
+                             const OptionalTensor& current, const OptionalTensors& states,
+                             const OptionalTensor& threshold, const OptionalTensor& coefficients,
+                             const Tensor& potentials, at::ScalarType stored, const ScanOptions& o,
+                             bool learns_threshold, bool learns_coefficients, bool in_place) {
     const int neuron = scan_neuron(name);
     const at::ScalarType state = state_type(stored);
     require_stored_type(stored);
@@ -207,7 +242,6 @@ struct ScanOperators {
     const ScanTensors x(
         neuron, ScanLayout(potentials.size(1), potentials.sizes().slice(2), potentials.strides().slice(2)),
         learns_coefficients ? current : std::nullopt, stored, kernel_type, states, threshold, coefficients, potentials);
-    const ScanOptions o{v_threshold, v_reset, surrogate, alpha, spiking, detach_reset};
     const ScanLayout& l = x.layout;
     require_scan(grad_spikes, potentials, stored, l.sequence_sizes(), "grad_spikes");
     require_scan(grad_v_seq, potentials, state, l.sequence_sizes(), "grad_v_seq");
@@ -215,12 +249,17 @@ struct ScanOperators {
       return grad ? arranged(*grad, l.sequence_strides(), type) : Tensor();
     };
     const Tensor saved = arranged(potentials, l.potential_strides(), state);
+    TORCH_CHECK_VALUE(!in_place || (x.info.potentials == 1 && saved.is_same(potentials)), "potentials: got ",
+                      x.info.potentials, " of ", x.info.name,
+                      ", expected a neuron with one, as scan_forward saved it, where the gradient takes its place");
     const Tensor from_spikes = sequence(grad_spikes, kernel_type), from_v_seq = sequence(grad_v_seq, state);
     std::vector<Tensor> from_states(x.info.states);
     x.in_layout(grad_states, state, potentials, from_states, "grad_states");
 
     const auto real = potentials.options();
-    const Tensor grad_current = Runner::empty(l.sequence_sizes(), l.sequence_strides(), real.dtype(kernel_type));
+    const Tensor grad_current = in_place
+                                    ? saved.select(0, 0)
+                                    : Runner::empty(l.sequence_sizes(), l.sequence_strides(), real.dtype(kernel_type));
     std::vector<Tensor> states_out;
     for (int i = 0; i < x.info.states; ++i) states_out.push_back(Runner::empty(l.sizes, l.strides, real));
     const Tensor grad_threshold = at::empty({learns_threshold ? x.channels : 0}, real);
@@ -245,10 +284,9 @@ struct ScanOperators {
       params.grad_coefficients = output<T>(grad_coefficients);
       Runner::run(params, potentials);
     });
-    return {grad_current.to(stored), states_out, grad_threshold, grad_coefficients};
+    return {grad_current, states_out, grad_threshold, grad_coefficients};
   }
 
- private:
   static void require_stored_type(at::ScalarType type) {
     TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || is_short(type), "current: got dtype ", type,
                      ", expected float32, float64, float16 or bfloat16");
@@ -267,12 +305,20 @@ inline void define_scan_operators(torch::Library& m) {
       "float v_threshold, float? v_reset, str surrogate, float alpha, bool spiking, bool detach_reset, "
       "bool learns_threshold, bool learns_coefficients) "
       "-> (Tensor grad_current, Tensor[] grad_states, Tensor grad_threshold, Tensor grad_coefficients)");
+  // For neurons with one potential, and currents of the state's dtype.
+  m.def(
+      "scan_backward_in_place(str neuron, Tensor? grad_spikes, Tensor?[] grad_states, Tensor? grad_v_seq, "
+      "Tensor? current, Tensor?[] states, Tensor? threshold, Tensor? coefficients, Tensor(a!) potentials, "
+      "float v_threshold, float? v_reset, str surrogate, float alpha, bool spiking, bool detach_reset, "
+      "bool learns_threshold, bool learns_coefficients) "
+      "-> (Tensor[] grad_states, Tensor grad_threshold, Tensor grad_coefficients)");
 }
 
 template <class Runner>
 void implement_scan_operators(torch::Library& m) {
   m.impl("scan_forward", &ScanOperators<Runner>::forward);
   m.impl("scan_backward", &ScanOperators<Runner>::backward);
+  m.impl("scan_backward_in_place", &ScanOperators<Runner>::backward_in_place);
 }
 
 }  // namespace stc

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._bits import pack_spikes, unpack_spikes
-from .backends import select_backend
+from .backends import Backend, select_backend
 from .config import NeuronConfig
 
 _FREED_HINT = (
@@ -38,11 +37,11 @@ def _saved(ctx: Any) -> tuple[Tensor | None, ...]:
         raise
 
 
-def _scan_backend(config: NeuronConfig, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _scan_backend(config: NeuronConfig, device: torch.device) -> Backend:
     backend = select_backend(config.backend, device)
     if backend.scan_forward is None or backend.scan_backward is None:
         raise NotImplementedError(f"backend: {backend.name!r} has no kernels of element-wise neurons")
-    return backend.scan_forward, backend.scan_backward
+    return backend
 
 
 def cell_options(config: NeuronConfig) -> tuple[Any, ...]:
@@ -57,10 +56,26 @@ def wants_grad(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+# PyTorch's own compiled backward passes reuse what they saved on the same two conditions (its "donated buffers").
+
+
+def _hands_out_saved_tensors() -> bool:
+    """Whether somebody else gets hold of what a forward pass saves: a hook, or a tracer."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _is_last_use() -> bool:
+    """Whether the backward pass that runs frees what it has used."""
+    return not torch.compiler.is_compiling() and not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 class ScanFunction(torch.autograd.Function):
     """An element-wise neuron over a sequence: ``run_scan`` with gradients.
 
-    Saved for backward: the potentials of every step and, where coefficients learn, the current.
+    Saved for backward: the potentials of every step and, where coefficients learn, the current. A backward pass that
+    leaves no graph behind puts the gradient of the current in the place of the potentials, so it allocates nothing.
     """
 
     @staticmethod
@@ -73,31 +88,28 @@ class ScanFunction(torch.autograd.Function):
             learns = ctx.needs_input_grad[4]
             ctx.save_for_backward(current if learns else None, threshold, coefficients, potentials, *before)
             ctx.neuron, ctx.config, ctx.dtype = neuron, config, current.dtype
+            ctx.owns_saved = not _hands_out_saved_tensors()
         ctx.set_materialize_grads(False)
         return in_order(spikes, states, v_seq, config)
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         current, threshold, coefficients, potentials, *before = saved_tensors(ctx)
+        assert potentials is not None
         config: NeuronConfig = ctx.config
-        _, backward = _scan_backend(config, potentials.device)  # type: ignore[union-attr]
+        backend = _scan_backend(config, potentials.device)
         needed = ctx.needs_input_grad[2:]
-        grad_current, grad_states, grad_threshold, grad_coefficients = backward(
-            ctx.neuron,
-            grad_spikes,
-            list(grads[: len(before)]),
-            grads[len(before)] if config.store_v_seq else None,
-            current,
-            before,
-            threshold,
-            coefficients,
-            potentials,
-            ctx.dtype,
-            *cell_options(config),
-            config.detach_reset,
-            needed[1],
-            needed[2],
-        )
+        upstream = (grad_spikes, list(grads[: len(before)]), grads[len(before)] if config.store_v_seq else None)
+        arguments = (ctx.neuron, *upstream, current, before, threshold, coefficients, potentials)
+        options = (*cell_options(config), config.detach_reset, needed[1], needed[2])
+        in_place = backend.scan_backward_in_place
+        if in_place and ctx.owns_saved and _is_last_use() and len(potentials) == 1 and potentials.dtype == ctx.dtype:
+            grad_states, grad_threshold, grad_coefficients = in_place(*arguments, *options)
+            grad_current = potentials[0]
+        else:
+            assert backend.scan_backward is not None
+            found = backend.scan_backward(*arguments, ctx.dtype, *options)
+            grad_current, grad_states, grad_threshold, grad_coefficients = found
         found = (grad_current, grad_threshold, grad_coefficients, *grad_states)
         return (None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
 
@@ -107,7 +119,8 @@ def _scan_forward(
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     current, threshold, coefficients, *states = tensors
     assert current is not None
-    forward, _ = _scan_backend(config, current.device)
+    forward = _scan_backend(config, current.device).scan_forward
+    assert forward is not None
     return forward(neuron, current, states, threshold, coefficients, *cell_options(config), config.store_v_seq, save)
 
 

@@ -115,6 +115,12 @@ def _scan_backward_fake(*args: Any) -> tuple[Tensor, list[Tensor], Tensor, Tenso
     )
 
 
+@torch.library.register_fake("stc_cuda::scan_backward_in_place")
+def _scan_backward_in_place_fake(*args: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    potentials = args[8]
+    return _scan_backward_fake(*args[:9], potentials.dtype, *args[9:])[1:]
+
+
 @torch.library.register_fake("stc_cuda::spike_conv")
 def _spike_conv_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, bias, _, _ = args
@@ -148,6 +154,7 @@ for _device in ("cpu", "cuda") if build_info()["cuda"] else ("cpu",):
             backward=torch.ops.stc_cuda.stc_backward,
             scan_forward=torch.ops.stc_cuda.scan_forward,
             scan_backward=torch.ops.stc_cuda.scan_backward,
+            scan_backward_in_place=torch.ops.stc_cuda.scan_backward_in_place,
             device_types=frozenset({_device}),
             checks_spikes=_device == "cpu",
         )

@@ -1,8 +1,9 @@
 """The registry of backends: which implementation runs a call.
 
-A backend is four functions with the signatures of the operators ``stc_cuda::stc_forward``, ``stc_backward`` (see
-csrc/ops.h), ``scan_forward`` and ``scan_backward`` (csrc/scan_ops.h). Registering one is enough for ``backend="name"``
-to work everywhere. The reference is none of them: it runs under ordinary autograd (_call.py).
+A backend is functions with the signatures of the operators ``stc_cuda::stc_forward``, ``stc_backward`` (see
+csrc/ops.h), ``scan_forward``, ``scan_backward`` and, where it has one, ``scan_backward_in_place`` (csrc/scan_ops.h).
+Registering one is enough for ``backend="name"`` to work everywhere. The reference is none of them: it runs under
+ordinary autograd (_call.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Backend:
         backward: called like ``torch.ops.stc_cuda.stc_backward``.
         scan_forward: called like ``torch.ops.stc_cuda.scan_forward``; None = the backend has no element-wise neurons.
         scan_backward: called like ``torch.ops.stc_cuda.scan_backward``.
+        scan_backward_in_place: called like ``torch.ops.stc_cuda.scan_backward_in_place``, for neurons with one
+            potential; None = ``scan_backward`` serves those, too.
         device_types: ``torch.device.type`` of the tensors it takes; empty = any.
         checks_spikes: whether ``forward`` itself raises for initial spikes other than 0 and 1 in spiking mode. Where it
             does not, that is checked before a call.
@@ -40,6 +43,7 @@ class Backend:
     checks_spikes: bool = False
     scan_forward: Callable[..., Any] | None = None
     scan_backward: Callable[..., Any] | None = None
+    scan_backward_in_place: Callable[..., Any] | None = None
 
 
 REFERENCE = "reference"

@@ -76,6 +76,7 @@ def _define() -> torch.library.Library:
         ("stc_backward", _ops._backward_fake),
         ("scan_forward", _ops._scan_forward_fake),
         ("scan_backward", _ops._scan_backward_fake),
+        ("scan_backward_in_place", _ops._scan_backward_in_place_fake),
     ):
         schema = str(getattr(torch.ops.stc_cuda, operator).default._schema)
         library.define(schema.removeprefix("stc_cuda::"))
@@ -92,6 +93,7 @@ stc_cuda.register_backend(
         backward=torch.ops.stc_cuda_emulated.stc_backward,
         scan_forward=torch.ops.stc_cuda_emulated.scan_forward,
         scan_backward=torch.ops.stc_cuda_emulated.scan_backward,
+        scan_backward_in_place=torch.ops.stc_cuda_emulated.scan_backward_in_place,
         device_types=frozenset({"cpu"}),
     )
 )

@@ -175,4 +175,5 @@ TORCH_LIBRARY_IMPL(stc_cuda_emulated, Autograd, m) {
   m.impl("stc_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("scan_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("scan_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("scan_backward_in_place", torch::autograd::autogradNotImplementedFallback());
 }
