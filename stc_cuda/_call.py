@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .surrogate import as_surrogate
 States = Mapping[str, Tensor | None]
 Parameters = Mapping[str, Any]
 Threshold = float | Tensor
+Config = TypeVar("Config", bound=NeuronConfig)
 
 
 def split_threshold(v_threshold: Threshold) -> tuple[float, Tensor | None]:
@@ -27,7 +29,7 @@ def split_threshold(v_threshold: Threshold) -> tuple[float, Tensor | None]:
     return (1.0, v_threshold) if isinstance(v_threshold, Tensor) else (v_threshold, None)
 
 
-def surrogate_options(surrogate: object, alpha: float | None, spiking: bool) -> dict[str, Any]:
+def _surrogate_options(surrogate: object, alpha: float | None, spiking: bool) -> dict[str, Any]:
     """Those of a :class:`stc_cuda.config.NeuronConfig`; ``alpha`` and ``spiking=False`` overrule a surrogate object."""
     options = as_surrogate(surrogate, "surrogate").options
     if options["surrogate_function"] is not None and (alpha is not None or spiking is False):
@@ -39,18 +41,65 @@ def surrogate_options(surrogate: object, alpha: float | None, spiking: bool) -> 
     return options
 
 
-def _per_channel(values: Sequence[Coefficient], current: Tensor, channels: int) -> Tensor | None:
-    """Numbers and tensors [1] or [channels] as [K, channels] in the dtype of the state; None for none."""
-    if not values:
-        return None
-    dtype = state_dtype(current.dtype)
+def _make_config(
+    kind: Callable[..., Config], surrogate: object, alpha: float | None, spiking: bool, **options: Any
+) -> Config:
+    return kind(**options, **_surrogate_options(surrogate, alpha, spiking))
+
+
+# Between two steps of a network the interpreter's data leave the caches, and then what a call does costs ten times what
+# it does in a loop of calls. So what one call has made is kept for the next.
+_kept_config = lru_cache(maxsize=256, typed=True)(_make_config)
+
+
+def make_config(kind: Callable[..., Config], surrogate: object, **options: Any) -> Config:
+    """The options of one call, checked.
+
+    Args:
+        kind: :class:`stc_cuda.config.NeuronConfig` or one derived from it.
+        surrogate: a name, or an object as :func:`stc_cuda.surrogate.as_surrogate` reads it.
+        options: ``alpha`` and ``spiking``, which overrule the surrogate's, and those of ``kind``.
+    """
+    if type(surrogate) is str and not torch.compiler.is_compiling():  # an object's attributes may change
+        try:
+            return _kept_config(kind, surrogate, **options)
+        except TypeError:  # of an option, or because one cannot be hashed
+            pass
+    return _make_config(kind, surrogate, **options)
+
+
+def _rows(values: Sequence[Coefficient], channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     rows = [
         x.to(dtype).expand(channels)
         if isinstance(x, Tensor)
-        else torch.full((channels,), x, dtype=dtype, device=current.device)
+        else torch.full((channels,), x, dtype=dtype, device=device)
         for x in values
     ]
     return torch.stack(rows)
+
+
+@lru_cache(maxsize=64)
+def _kept_rows(values: tuple[float, ...], channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # for later calls with gradients, too
+        on_host = _rows(values, channels, dtype, torch.device("cpu"))
+        return on_host.to(device)  # done when this returns, whichever stream uses it
+
+
+def _may_keep(current: Tensor) -> bool:
+    """Whether a tensor that a call like this makes is an ordinary one, and filled when the call is over."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # of fake tensors, or a tracer's
+        return False
+    return not current.is_cuda or not torch.cuda.is_current_stream_capturing()
+
+
+def _per_channel(values: Sequence[Coefficient], current: Tensor, channels: int) -> Tensor | None:
+    """Numbers and tensors [1] or [channels] as [K, channels] in the dtype of the state; None for none. Read only."""
+    if not values:
+        return None
+    dtype = state_dtype(current.dtype)
+    if not any(isinstance(x, Tensor) for x in values) and _may_keep(current):
+        return _kept_rows(tuple(values), channels, dtype, current.device)
+    return _rows(values, channels, dtype, current.device)
 
 
 def _tensors(cell: Cell, parameters: Parameters, threshold: Tensor | None) -> dict[str, Any]:

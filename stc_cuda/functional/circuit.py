@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import cells
-from .._call import Threshold, call_circuit, split_threshold, surrogate_options
+from .._call import Threshold, call_circuit, make_config, split_threshold
 from .._checks import Pair, check_norm_pair
 from ..config import STCConfig
 
@@ -29,7 +29,11 @@ def _config(
     backend: str,
 ) -> tuple[STCConfig, Tensor | None]:
     number, threshold = split_threshold(v_threshold)
-    config = STCConfig(
+    config = make_config(
+        STCConfig,
+        surrogate,
+        alpha=alpha,
+        spiking=spiking,
         groups=groups,
         norm_groups=norm_groups,
         eps=eps,
@@ -41,7 +45,6 @@ def _config(
         packed_spikes=packed_spikes,
         recompute_every=recompute_every,
         backend=backend,
-        **surrogate_options(surrogate, alpha, spiking),
     )
     return config, threshold
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from .. import cells
-from .._call import States, Threshold, call_scan, split_threshold, surrogate_options
+from .._call import States, Threshold, call_scan, make_config, split_threshold
 from ..cells import Cell, Coefficient
 from ..config import NeuronConfig
 
@@ -23,13 +23,16 @@ def _config(
     store_v_seq: bool,
     backend: str,
 ) -> NeuronConfig:
-    return NeuronConfig(
+    return make_config(
+        NeuronConfig,
+        surrogate,
+        alpha=alpha,
+        spiking=spiking,
         v_threshold=v_threshold,
         v_reset=v_reset,
         detach_reset=detach_reset,
         store_v_seq=store_v_seq,
         backend=backend,
-        **surrogate_options(surrogate, alpha, spiking),
     )
 
 
