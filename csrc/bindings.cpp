@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string>
 
+#include "autograd_texts.h"
 #include "cell.h"
 #include "cell_table.h"
 #include "cpu/kernels.h"
@@ -131,6 +132,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("kernel"), py::arg("groups"), py::arg("norm_groups"), py::arg("cuda"), py::arg("double_precision"),
         py::arg("spiking"), py::arg("backward"), py::arg("attached"), py::arg("capability"),
         py::arg("shared_bytes_limit"));
+  m.attr("GRAPH_IS_FREED") = stc::kGraphIsFreed;
+  m.attr("NO_SECOND_DERIVATIVE") = stc::kNoSecondDerivative;
   stc::plan_listener = &log_plan;
   // Threads may compute for as long as the process lives, Python's lock only until Python ends.
   py::module_::import("atexit").attr("register")(py::cpp_function([] { stc::plan_listener = nullptr; }));

@@ -1,5 +1,8 @@
 from typing import Any
 
+GRAPH_IS_FREED: str
+NO_SECOND_DERIVATIVE: str
+
 def build_info() -> dict[str, Any]: ...
 def cells() -> dict[str, dict[str, Any]]: ...
 def plan(

@@ -8,23 +8,15 @@ import torch
 from torch import Tensor
 
 from ._bits import pack_spikes, unpack_spikes
+from ._extension import extension
 from .backends import Backend, select_backend
 from .config import NeuronConfig
-
-_FREED_HINT = (
-    "stc_cuda: backward reached a sequence whose backward pass has run already. A state (v, spikes, ...) kept from "
-    "that sequence still carries its graph: call detach() on the neuron (or on the state tensors) to cut the graph "
-    "between two sequences, or reset() to start from zero. (To differentiate one loss twice, pass retain_graph=True.)"
-)
 
 
 def saved_tensors(ctx: Any) -> tuple[Tensor | None, ...]:
     """What ``forward`` saved, for a backward pass that has no derivative of its own."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True: gradients of gradients
-        raise NotImplementedError(
-            "stc_cuda: got a backward pass with create_graph=True, and the kernels have no second derivatives (they "
-            "would silently be zeros); pass backend='reference', or leave create_graph out"
-        )
+        raise NotImplementedError(extension.NO_SECOND_DERIVATIVE)
     return _saved(ctx)
 
 
@@ -33,7 +25,7 @@ def _saved(ctx: Any) -> tuple[Tensor | None, ...]:
         return ctx.saved_tensors
     except RuntimeError as error:
         if "second time" in str(error):
-            raise RuntimeError(_FREED_HINT) from error
+            raise RuntimeError(extension.GRAPH_IS_FREED) from error
         raise
 
 
@@ -42,10 +34,6 @@ def _scan_backend(config: NeuronConfig, device: torch.device) -> Backend:
     if backend.scan_forward is None or backend.scan_backward is None:
         raise NotImplementedError(f"backend: {backend.name!r} has no kernels of element-wise neurons")
     return backend
-
-
-def cell_options(config: NeuronConfig) -> tuple[Any, ...]:
-    return (config.v_threshold, config.v_reset, config.surrogate, config.resolved_alpha, config.spiking)
 
 
 def in_order(spikes: Tensor, states: list[Tensor], v_seq: Tensor, config: NeuronConfig) -> tuple[Tensor, ...]:
@@ -72,7 +60,9 @@ def _is_last_use() -> bool:
 
 
 class ScanFunction(torch.autograd.Function):
-    """An element-wise neuron over a sequence: ``run_scan`` with gradients.
+    """An element-wise neuron over a sequence with gradients, on backends without an operator that has them.
+
+    That of the compiled backends, csrc/scan_autograd.cpp, does the same.
 
     Saved for backward: the potentials of every step and, where coefficients learn, the current. A backward pass that
     leaves no graph behind puts the gradient of the current in the place of the potentials, so it allocates nothing.
@@ -101,7 +91,7 @@ class ScanFunction(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         upstream = (grad_spikes, list(grads[: len(before)]), grads[len(before)] if config.store_v_seq else None)
         arguments = (ctx.neuron, *upstream, current, before, threshold, coefficients, potentials)
-        options = (*cell_options(config), config.detach_reset, needed[1], needed[2])
+        options = (*config.cell_options, config.detach_reset, needed[1], needed[2])
         in_place = backend.scan_backward_in_place
         if in_place and ctx.owns_saved and _is_last_use() and len(potentials) == 1 and potentials.dtype == ctx.dtype:
             grad_states, grad_threshold, grad_coefficients = in_place(*arguments, *options)
@@ -121,7 +111,7 @@ def _scan_forward(
     assert current is not None
     forward = _scan_backend(config, current.device).scan_forward
     assert forward is not None
-    return forward(neuron, current, states, threshold, coefficients, *cell_options(config), config.store_v_seq, save)
+    return forward(neuron, current, states, threshold, coefficients, *config.cell_options, config.store_v_seq, save)
 
 
 def run_scan(
@@ -133,6 +123,11 @@ def run_scan(
     states: list[Tensor | None],
 ) -> tuple[Tensor, ...]:
     """Runs the kernels of an element-wise neuron on checked inputs: ``(spikes, *states[, v_seq])``."""
+    scan = _scan_backend(config, current.device).scan
+    if scan is not None:
+        options = (*config.cell_options, config.detach_reset, config.store_v_seq)
+        spikes, after, v_seq = scan(neuron, current, states, threshold, coefficients, *options)
+        return in_order(spikes, after, v_seq, config)
     tensors = (current, threshold, coefficients, *states)
     if wants_grad(tensors):
         return ScanFunction.apply(neuron, config, *tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +29,7 @@ def split_threshold(v_threshold: Threshold) -> tuple[float, Tensor | None]:
     return (1.0, v_threshold) if isinstance(v_threshold, Tensor) else (v_threshold, None)
 
 
-def _surrogate_options(surrogate: object, alpha: float | None, spiking: bool) -> dict[str, Any]:
+def surrogate_options(surrogate: object, alpha: float | None, spiking: bool) -> dict[str, Any]:
     """Those of a :class:`stc_cuda.config.NeuronConfig`; ``alpha`` and ``spiking=False`` overrule a surrogate object."""
     options = as_surrogate(surrogate, "surrogate").options
     if options["surrogate_function"] is not None and (alpha is not None or spiking is False):
@@ -41,31 +41,25 @@ def _surrogate_options(surrogate: object, alpha: float | None, spiking: bool) ->
     return options
 
 
-def _make_config(
-    kind: Callable[..., Config], surrogate: object, alpha: float | None, spiking: bool, **options: Any
-) -> Config:
-    return kind(**options, **_surrogate_options(surrogate, alpha, spiking))
+def kept(make: Callable[..., Config]) -> Callable[..., Config]:
+    """``make(surrogate, *options)``, whose results are kept for later calls where the surrogate is a name.
 
-
-# Between two steps of a network the interpreter's data leave the caches, and then what a call does costs ten times what
-# it does in a loop of calls. So what one call has made is kept for the next.
-_kept_config = lru_cache(maxsize=256, typed=True)(_make_config)
-
-
-def make_config(kind: Callable[..., Config], surrogate: object, **options: Any) -> Config:
-    """The options of one call, checked.
-
-    Args:
-        kind: :class:`stc_cuda.config.NeuronConfig` or one derived from it.
-        surrogate: a name, or an object as :func:`stc_cuda.surrogate.as_surrogate` reads it.
-        options: ``alpha`` and ``spiking``, which overrule the surrogate's, and those of ``kind``.
+    Between two layers of a network the interpreter's data leave the caches, and then what a call does in Python costs
+    ten times what it does in a loop of calls.
     """
-    if type(surrogate) is str and not torch.compiler.is_compiling():  # an object's attributes may change
-        try:
-            return _kept_config(kind, surrogate, **options)
-        except TypeError:  # of an option, or because one cannot be hashed
-            pass
-    return _make_config(kind, surrogate, **options)
+    keep = lru_cache(maxsize=256, typed=True)(make)
+
+    @wraps(make)
+    def get(surrogate: object, *options: Any) -> Config:
+        if type(surrogate) is str and not torch.compiler.is_compiling():  # an object's attributes may change
+            try:
+                return keep(surrogate, *options)
+            except TypeError:  # of an option, or because one cannot be hashed
+                pass
+        return make(surrogate, *options)
+
+    get.keep = keep  # type: ignore[attr-defined]
+    return get
 
 
 def _rows(values: Sequence[Coefficient], channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -97,9 +91,12 @@ def _per_channel(values: Sequence[Coefficient], current: Tensor, channels: int) 
     if not values:
         return None
     dtype = state_dtype(current.dtype)
-    if not any(isinstance(x, Tensor) for x in values) and _may_keep(current):
-        return _kept_rows(tuple(values), channels, dtype, current.device)
-    return _rows(values, channels, dtype, current.device)
+    for x in values:
+        if isinstance(x, Tensor):
+            return _rows(values, channels, dtype, current.device)
+    if not _may_keep(current):
+        return _rows(values, channels, dtype, current.device)
+    return _kept_rows(tuple(values), channels, dtype, current.device)
 
 
 def _tensors(cell: Cell, parameters: Parameters, threshold: Tensor | None) -> dict[str, Any]:
@@ -119,17 +116,17 @@ def _kernel_arguments(
     if cell.threshold is not None:
         threshold = cell.threshold(**parameters)
     coefficients = cell.coefficients(**parameters)
-    tensors = [x for x in (threshold, *coefficients) if isinstance(x, Tensor)]
     # one number for all channels where that is all there is
-    channels = channels_of(current) if all_channels or any(x.shape != (1,) for x in tensors) else 1
-    row = None if threshold is None else _per_channel([threshold], current, channels)
+    channels = channels_of(current) if all_channels or _of_channels(threshold, coefficients) else 1
     dtype = state_dtype(current.dtype)
-    return (
-        None if row is None else row[0],
-        _per_channel(coefficients, current, channels),
-        # torch hands on the tensors of a list with their negation still to be done
-        [None if x is None else x.to(dtype).resolve_neg() for x in states.values()],
-    )
+    row = None if threshold is None else _per_channel([threshold], current, channels)
+    # torch hands on the tensors of a list with their negation still to be done
+    before = [None if x is None else x.to(dtype).resolve_neg() for x in states.values()]
+    return None if row is None else row[0], _per_channel(coefficients, current, channels), before
+
+
+def _of_channels(threshold: Tensor | None, coefficients: Sequence[Coefficient]) -> bool:
+    return any(isinstance(x, Tensor) and x.shape != (1,) for x in (threshold, *coefficients))
 
 
 def _reference_arguments(

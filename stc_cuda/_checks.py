@@ -119,7 +119,8 @@ def check_scan(
     if current.dim() < 2:
         raise ValueError(f"current: got shape {list(current.shape)}, expected at least 2 dimensions: [T, N, *]")
     _check_states(current, states, "[N, *], the state before the first step")
-    _check_parameters(current, channels_of(current), parameters)
+    if parameters:
+        _check_parameters(current, channels_of(current), parameters)
 
 
 def channels_of(current: torch.Tensor) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import cell_options, in_order, saved_tensors, wants_grad
+from ._autograd import in_order, saved_tensors, wants_grad
 from ._bits import pack_spikes, unpack_spikes
 from ._checks import state_dtype
 from .backends import select_backend
@@ -188,7 +188,7 @@ def _forward(
         config.groups,
         config.resolved_norm_groups,
         config.eps,
-        *cell_options(config),
+        *config.cell_options,
         store_v_seq,
         config.packed_spikes,
         save,
@@ -222,7 +222,7 @@ def _backward(
         config.groups,
         config.resolved_norm_groups,
         config.eps,
-        *cell_options(config),
+        *config.cell_options,
         config.detach_reset,
         config.gradient_detach,
         learns_threshold,

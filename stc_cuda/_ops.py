@@ -100,6 +100,12 @@ def _scan_forward_fake(*args: Any) -> tuple[Tensor, list[Tensor], Tensor, Tensor
     )
 
 
+@torch.library.register_fake("stc_cuda::scan")
+def _scan_fake(*args: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    *inputs, _, store_v_seq = args
+    return _scan_forward_fake(*inputs, store_v_seq, False)[:3]
+
+
 @torch.library.register_fake("stc_cuda::scan_backward")
 def _scan_backward_fake(*args: Any) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     _, grad_spikes, grad_states, grad_v_seq, current, states, threshold, coefficients, potentials, dtype, *_ = args
@@ -155,6 +161,7 @@ for _device in ("cpu", "cuda") if build_info()["cuda"] else ("cpu",):
             scan_forward=torch.ops.stc_cuda.scan_forward,
             scan_backward=torch.ops.stc_cuda.scan_backward,
             scan_backward_in_place=torch.ops.stc_cuda.scan_backward_in_place,
+            scan=torch.ops.stc_cuda.scan.default,
             device_types=frozenset({_device}),
             checks_spikes=_device == "cpu",
         )

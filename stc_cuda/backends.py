@@ -31,6 +31,7 @@ class Backend:
         scan_backward: called like ``torch.ops.stc_cuda.scan_backward``.
         scan_backward_in_place: called like ``torch.ops.stc_cuda.scan_backward_in_place``, for neurons with one
             potential; None = ``scan_backward`` serves those, too.
+        scan: called like ``torch.ops.stc_cuda.scan``, which has gradients; None = they are made of the three above.
         device_types: ``torch.device.type`` of the tensors it takes; empty = any.
         checks_spikes: whether ``forward`` itself raises for initial spikes other than 0 and 1 in spiking mode. Where it
             does not, that is checked before a call.
@@ -44,6 +45,7 @@ class Backend:
     scan_forward: Callable[..., Any] | None = None
     scan_backward: Callable[..., Any] | None = None
     scan_backward_in_place: Callable[..., Any] | None = None
+    scan: Callable[..., Any] | None = None
 
 
 REFERENCE = "reference"
@@ -105,6 +107,9 @@ def select_backend(name: str, device: torch.device) -> Backend:
         NotImplementedError: this build has no kernels for the device.
     """
     chosen = _AUTO.get(device.type, device.type) if name == "auto" else name
+    backend = _BACKENDS.get(chosen)
+    if backend is not None and (device.type in backend.device_types or not backend.device_types):
+        return backend
     if chosen not in _BACKENDS:
         if name == "auto" or name in _AUTO:
             skipped = build_info()["cuda_skipped"] if chosen == "cuda" else None
@@ -115,10 +120,7 @@ def select_backend(name: str, device: torch.device) -> Backend:
                 "path"
             )
         raise ValueError(f"backend: got {name!r}, expected one of {', '.join(map(repr, backend_names()))}")
-    backend = _BACKENDS[chosen]
-    if backend.device_types and device.type not in backend.device_types:
-        raise ValueError(
-            f"backend: {name!r} takes tensors on {' or '.join(sorted(backend.device_types))}, "
-            f"and current is on {device}"
-        )
-    return backend
+    raise ValueError(
+        f"backend: {name!r} takes tensors on {' or '.join(sorted(_BACKENDS[chosen].device_types))}, "
+        f"and current is on {device}"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -84,6 +85,11 @@ class NeuronConfig:
     def resolved_alpha(self) -> float:
         """``alpha``, or the surrogate's own default where that is None."""
         return SURROGATE_ALPHA[self.surrogate] if self.alpha is None else float(self.alpha)
+
+    @property
+    def cell_options(self) -> tuple[Any, ...]:
+        """What the operators are told of the cell."""
+        return self.v_threshold, self.v_reset, self.surrogate, self.resolved_alpha, self.spiking
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 import stc_cuda
 from stc_cuda import _call
+from stc_cuda.functional import elementwise
 
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    _call._kept_config.cache_clear()
+    elementwise._config.keep.cache_clear()
     _call._kept_rows.cache_clear()
 
 
@@ -25,7 +26,7 @@ def current(dtype: torch.dtype = torch.float32) -> Tensor:
 def test_calls_share_what_does_not_change() -> None:
     for _ in range(3):
         stc_cuda.lif(current(), tau=3.0)
-    assert _call._kept_config.cache_info().hits == 2
+    assert elementwise._config.keep.cache_info().hits == 2
     assert _call._kept_rows.cache_info().hits == 2
 
 

@@ -5,39 +5,35 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import cells
-from .._call import Threshold, call_circuit, make_config, split_threshold
+from .._call import Threshold, call_circuit, kept, split_threshold, surrogate_options
 from .._checks import Pair, check_norm_pair
 from ..config import STCConfig
 
 Norm = tuple[Tensor, Tensor] | None
 
 
+@kept
 def _config(
+    surrogate: object,
+    alpha: float | None,
+    spiking: bool,
     groups: int,
     norm_groups: int | None,
     eps: float,
-    v_threshold: Threshold,
+    v_threshold: float,
     v_reset: float | None,
-    surrogate: object,
-    alpha: float | None,
     gradient_detach: bool,
     detach_reset: bool,
-    spiking: bool,
     store_v_seq: bool,
     packed_spikes: bool,
     recompute_every: int | None,
     backend: str,
-) -> tuple[STCConfig, Tensor | None]:
-    number, threshold = split_threshold(v_threshold)
-    config = make_config(
-        STCConfig,
-        surrogate,
-        alpha=alpha,
-        spiking=spiking,
+) -> STCConfig:
+    return STCConfig(
         groups=groups,
         norm_groups=norm_groups,
         eps=eps,
-        v_threshold=number,
+        v_threshold=v_threshold,
         v_reset=v_reset,
         gradient_detach=gradient_detach,
         detach_reset=detach_reset,
@@ -45,8 +41,8 @@ def _config(
         packed_spikes=packed_spikes,
         recompute_every=recompute_every,
         backend=backend,
+        **surrogate_options(surrogate, alpha, spiking),
     )
-    return config, threshold
 
 
 def _norms(current_norm: object, temporal_norm: object, spatial_norm: object) -> tuple[Pair, Pair, Pair]:
@@ -139,17 +135,18 @@ def stc_lif(
         TypeError: an argument is not a dense floating-point tensor, or dtypes do not fit.
         ValueError: a rank, shape, group count, device, option or initial spike is not as described here.
     """
-    config, threshold = _config(
+    number, threshold = split_threshold(v_threshold)
+    config = _config(
+        surrogate,
+        alpha,
+        spiking,
         groups,
         norm_groups,
         eps,
-        v_threshold,
+        number,
         v_reset,
-        surrogate,
-        alpha,
         gradient_detach,
         detach_reset,
-        spiking,
         store_v_seq,
         packed_spikes,
         recompute_every,
@@ -196,17 +193,18 @@ def stc_plif(
         decay_logit: w ``[1]`` or ``[C]``; the authors' t_m.
         others: as for :func:`stc_lif`, and so are results and errors.
     """
-    config, threshold = _config(
+    number, threshold = split_threshold(v_threshold)
+    config = _config(
+        surrogate,
+        alpha,
+        spiking,
         groups,
         norm_groups,
         eps,
-        v_threshold,
+        number,
         v_reset,
-        surrogate,
-        alpha,
         gradient_detach,
         detach_reset,
-        spiking,
         store_v_seq,
         packed_spikes,
         recompute_every,
@@ -268,17 +266,18 @@ def stc_lmh(
         ``(spikes [T, N, C, H, W], v [N, C, H, W], dendrite [N, C, H, W])``, with ``v_seq [T, N, C, H, W]`` after them
         if ``store_v_seq``.
     """
-    config, threshold = _config(
+    number, threshold = split_threshold(v_threshold)
+    config = _config(
+        surrogate,
+        alpha,
+        spiking,
         groups,
         norm_groups,
         eps,
-        v_threshold,
+        number,
         v_reset,
-        surrogate,
-        alpha,
         gradient_detach,
         detach_reset,
-        spiking,
         store_v_seq,
         packed_spikes,
         recompute_every,

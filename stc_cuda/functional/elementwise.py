@@ -8,31 +8,29 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from .. import cells
-from .._call import States, Threshold, call_scan, make_config, split_threshold
+from .._call import States, Threshold, call_scan, kept, split_threshold, surrogate_options
 from ..cells import Cell, Coefficient
 from ..config import NeuronConfig
 
 
+@kept
 def _config(
-    v_threshold: float,
-    v_reset: float | None,
     surrogate: object,
     alpha: float | None,
-    detach_reset: bool,
     spiking: bool,
+    v_threshold: float,
+    v_reset: float | None,
+    detach_reset: bool,
     store_v_seq: bool,
     backend: str,
 ) -> NeuronConfig:
-    return make_config(
-        NeuronConfig,
-        surrogate,
-        alpha=alpha,
-        spiking=spiking,
+    return NeuronConfig(
         v_threshold=v_threshold,
         v_reset=v_reset,
         detach_reset=detach_reset,
         store_v_seq=store_v_seq,
         backend=backend,
+        **surrogate_options(surrogate, alpha, spiking),
     )
 
 
@@ -70,7 +68,7 @@ def scan(
             or coefficients than it has.
     """
     number, threshold = split_threshold(v_threshold)
-    config = _config(number, v_reset, surrogate, alpha, detach_reset, spiking, store_v_seq, backend)
+    config = _config(surrogate, alpha, spiking, number, v_reset, detach_reset, store_v_seq, backend)
     if not isinstance(states, Mapping):
         raise TypeError(f"states: got {type(states).__name__}, expected tensors or None by name")
     if not isinstance(coefficients, Sequence):
@@ -105,7 +103,7 @@ def integrate_fire(
     :func:`lif` without ``tau`` and ``decay_input``.
     """
     number, threshold = split_threshold(v_threshold)
-    config = _config(number, v_reset, surrogate, alpha, detach_reset, spiking, store_v_seq, backend)
+    config = _config(surrogate, alpha, spiking, number, v_reset, detach_reset, store_v_seq, backend)
     return call_scan(cells.INTEGRATE_FIRE, config, current, {"v": v}, {}, threshold)
 
 
@@ -169,7 +167,7 @@ def lif(
     if not isinstance(decay_input, bool):
         raise TypeError(f"decay_input: got {type(decay_input).__name__}, expected True or False")
     number, threshold = split_threshold(v_threshold)
-    config = _config(number, v_reset, surrogate, alpha, detach_reset, spiking, store_v_seq, backend)
+    config = _config(surrogate, alpha, spiking, number, v_reset, detach_reset, store_v_seq, backend)
     return call_scan(cells.LIF, config, current, {"v": v}, {"tau": tau, "decay_input": decay_input}, threshold)
 
 
@@ -207,7 +205,7 @@ def plif(
     if not isinstance(textbook, bool):
         raise TypeError(f"textbook: got {type(textbook).__name__}, expected True or False")
     number, threshold = split_threshold(v_threshold)
-    config = _config(number, v_reset, surrogate, alpha, detach_reset, spiking, store_v_seq, backend)
+    config = _config(surrogate, alpha, spiking, number, v_reset, detach_reset, store_v_seq, backend)
     parameters = {"decay_logit": decay_logit, "textbook": textbook}
     return call_scan(cells.PLIF, config, current, {"v": v}, parameters, threshold)
 
@@ -250,7 +248,7 @@ def lmh(
         ``(spikes [T, N, *], v [N, *], dendrite [N, *])``, with ``v_seq [T, N, *]`` after them if ``store_v_seq``.
     """
     number, threshold = split_threshold(v_threshold)
-    config = _config(number, v_reset, surrogate, alpha, detach_reset, spiking, store_v_seq, backend)
+    config = _config(surrogate, alpha, spiking, number, v_reset, detach_reset, store_v_seq, backend)
     parameters = {
         "dendrite_decay": dendrite_decay,
         "soma_to_dendrite": soma_to_dendrite,
@@ -297,7 +295,7 @@ def tclif(
         ``(spikes [T, N, *], v [N, *], dendrite [N, *])``, with ``v_seq [T, N, *]`` after them if ``store_v_seq``.
     """
     number, threshold = split_threshold(v_threshold)
-    config = _config(number, None, surrogate, alpha, detach_reset, spiking, store_v_seq, backend)
+    config = _config(surrogate, alpha, spiking, number, None, detach_reset, store_v_seq, backend)
     states = {"v": v, "dendrite": dendrite, "spikes": spikes}
     parameters = {
         "soma_to_dendrite": soma_to_dendrite,
@@ -343,7 +341,7 @@ def glif(
         detach_reset: no gradient through s_{t-1}.
         current, v, alpha, spiking, store_v_seq, backend: as for :func:`lif`, and so are results and errors.
     """
-    config = _config(1.0, None, surrogate, alpha, detach_reset, spiking, store_v_seq, backend)
+    config = _config(surrogate, alpha, spiking, 1.0, None, detach_reset, store_v_seq, backend)
     parameters = {
         "gate_alpha": gate_alpha,
         "gate_beta": gate_beta,
