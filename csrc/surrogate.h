@@ -10,8 +10,8 @@
 //   rect                 p = alpha z + 1/2, cut off at 0 and 1          p' = alpha where y < 1/2, else 0
 //   fast sigmoid         p = 1/2 + z / (1 + y)                          p' = 1 / (1 + y)^2
 //
-// Math is a policy: Real (a scalar, or a vector of them), Scalar, exp, reciprocal, atan, erf, select. One text serves
-// host SIMD, host scalars and devices.
+// Math is a policy: Real (a scalar, or a vector of them), Scalar, exp, reciprocal, atan, erf, abs, select. One text
+// serves host SIMD, host scalars and devices.
 #pragma once
 
 #include "params.h"
@@ -55,11 +55,9 @@ struct SurrogateMath {
 
   static STC_HD Real sigmoid(Real x) { return Math::reciprocal(Scalar(1) + Math::exp(-x)); }
 
-  static STC_HD Real magnitude(Real x) { return Math::select(x < Real{}, -x, x); }
-
   static STC_HD Real primitive(Surrogate surrogate, Scalar alpha, Real z) {
     const Scalar half = Scalar(0.5);
-    const Real zero{}, one = zero + Scalar(1), size = magnitude(z), y = alpha * size;
+    const Real zero{}, one = zero + Scalar(1), size = Math::abs(z), y = alpha * size;
     const Real step = Math::select(z < zero, zero, one);
     switch (surrogate) {
       case Surrogate::kSigmoid:
@@ -89,7 +87,7 @@ struct SurrogateMath {
   // By families, which share their exponential or their reciprocal: many neurons of a kernel inline this. `slope` is
   // that of surrogate_slope().
   static STC_HD Real derivative(Surrogate surrogate, const SurrogateSlope<Scalar>& slope, Real z) {
-    const Real zero{}, y = slope.scale * magnitude(z);
+    const Real zero{}, y = slope.scale * Math::abs(z);
     if (surrogate == Surrogate::kSigmoid || surrogate == Surrogate::kPiecewiseExp || surrogate == Surrogate::kErf) {
       const Real e = Math::exp(surrogate == Surrogate::kErf ? -y * y : -y);
       // p (1 - p) = e^-y / (1 + e^-y)^2

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace stc::STC_SIMD_NAMESPACE {
 
@@ -72,6 +73,30 @@ struct Simd {
 
   static Real select(Mask mask, Real yes, Real no) { return mask ? yes : no; }
 
+  static Real abs(Real x) {
+    Mask bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= std::numeric_limits<Int>::max();  // all but the sign
+    std::memcpy(&x, &bits, sizeof bits);
+    return x;
+  }
+
+  // x within [low, high]; NaN stays NaN.
+  static Real clamp(Real x, T low, T high) {
+    const Real least = unknown(broadcast(low)), most = unknown(broadcast(high));
+    x = most < x ? most : x;
+    return least > x ? least : x;
+  }
+
+  // c[0] + c[1] x + c[2] x^2 + ... by Estrin's scheme: what depends on each other is a quarter of Horner's.
+  template <size_t Count>
+  static Real polynomial(const T (&c)[Count], Real x) {
+    Real of_pairs[(Count + 1) / 2];
+    for (size_t k = 0; k < Count / 2; ++k) of_pairs[k] = c[2 * k + 1] * x + c[2 * k];
+    if (Count % 2) of_pairs[Count / 2] = broadcast(c[Count - 1]);
+    return combined(of_pairs, x * x);
+  }
+
   // Lane i of the result is lane from[i] of a and b put together.
   static Real shuffle(Real a, Real b, Mask from) {
 #if defined(__clang__)
@@ -96,8 +121,7 @@ struct Simd {
   static Real exp(Real x) {
     constexpr bool kSingle = sizeof(T) == 4;
     constexpr T kMax = kSingle ? T(88.0) : T(709.0), kMin = kSingle ? T(-87.0) : T(-708.0);
-    x = select(x > kMax, broadcast(kMax), x);
-    x = select(x < kMin, broadcast(kMin), x);
+    x = clamp(x, kMin, kMax);
     // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^(mantissa bits) rounds to the nearest integer
     constexpr T kRound = kSingle ? T(12582912.0) : T(6755399441055744.0);
     constexpr T kLog2e = T(1.4426950408889634074);
@@ -110,9 +134,10 @@ struct Simd {
     constexpr T kInverseFactorial[] = {
         1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
         1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
-    constexpr int kDegree = kSingle ? 7 : 13;
-    Real p = broadcast(kInverseFactorial[kDegree]);
-    for (int k = kDegree - 1; k >= 0; --k) p = p * r + kInverseFactorial[k];
+    constexpr int kTerms = kSingle ? 8 : 14;
+    T terms[kTerms];
+    for (int k = 0; k < kTerms; ++k) terms[k] = kInverseFactorial[k];
+    const Real p = polynomial(terms, r);
     constexpr int kMantissa = kSingle ? 23 : 52;
     constexpr Int kBias = kSingle ? 127 : 1023;
     Mask bits;
@@ -126,13 +151,36 @@ struct Simd {
 
   static Real reciprocal(Real x) { return T(1) / x; }
 
-  // Only soft spikes need these, so they may be slow.
+  // Only soft spikes need the next two, so they may be slow.
   static Real atan(Real x) {
     for (int i = 0; i < kLanes; ++i) x[i] = std::atan(x[i]);
     return x;
   }
   static Real erf(Real x) {
     for (int i = 0; i < kLanes; ++i) x[i] = std::erf(x[i]);
+    return x;
+  }
+
+ private:
+  template <size_t Count>
+  static Real combined(const Real (&terms)[Count], Real x) {
+    if constexpr (Count == 1) {
+      return terms[0];
+    } else {
+      Real of_pairs[(Count + 1) / 2];
+      for (size_t k = 0; k < Count / 2; ++k) of_pairs[k] = terms[2 * k + 1] * x + terms[2 * k];
+      if (Count % 2) of_pairs[Count / 2] = terms[Count - 1];
+      return combined(of_pairs, x * x);
+    }
+  }
+
+  // GCC makes one instruction of a minimum or maximum, but not where it knows one of the numbers.
+  static Real unknown(Real x) {
+#if defined(__x86_64__) && STC_SIMD_BYTES == 64
+    asm("" : "+v"(x));
+#elif defined(__x86_64__)
+    asm("" : "+x"(x));
+#endif
     return x;
   }
 };

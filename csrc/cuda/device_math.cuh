@@ -15,6 +15,7 @@ struct DeviceMath {
   static STC_HD T reciprocal(T x) { return T(1) / x; }
   static STC_HD T atan(T x) { return std::atan(x); }
   static STC_HD T erf(T x) { return std::erf(x); }
+  static STC_HD T abs(T x) { return x < T(0) ? -x : x; }
   static STC_HD T select(bool condition, T yes, T no) { return condition ? yes : no; }
 };
 

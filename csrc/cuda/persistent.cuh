@@ -33,6 +33,7 @@ struct FastMath {
   static __device__ __forceinline__ float reciprocal(float x) { return __fdividef(1.f, x); }
   static __device__ __forceinline__ float atan(float x) { return atanf(x); }
   static __device__ __forceinline__ float erf(float x) { return erff(x); }
+  static __device__ __forceinline__ float abs(float x) { return x < 0.f ? -x : x; }
   static __device__ __forceinline__ float select(bool condition, float yes, float no) { return condition ? yes : no; }
 };
 

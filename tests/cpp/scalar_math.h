@@ -13,6 +13,7 @@ struct ScalarMath {
   static T reciprocal(T x) { return 1 / x; }
   static T atan(T x) { return std::atan(x); }
   static T erf(T x) { return std::erf(x); }
+  static T abs(T x) { return std::abs(x); }
   static T select(bool condition, T yes, T no) { return condition ? yes : no; }
 };
 
