@@ -67,6 +67,13 @@ inline Tensor arranged(const Tensor& x, const std::vector<int64_t>& strides, at:
   return same || x.numel() == 0 ? x.to(type) : at::empty_strided(x.sizes(), strides, x.options().dtype(type)).copy_(x);
 }
 
+// A sequence whose steps may be any distance apart; where all are the same, as in the gradient of a sum or of a mean
+// over the steps, only the first.
+inline Tensor steps_of(const Tensor& x, const ScanLayout& layout, at::ScalarType type) {
+  const bool repeats = layout.steps > 1 && x.stride(0) == 0;
+  return arranged(repeats ? x.narrow(0, 0, 1) : x, layout.sequence_strides(), type, 1);
+}
+
 inline int scan_neuron(std::string_view name) {
   const int neuron = find_cell(kScanTable, name);
   TORCH_CHECK_VALUE(neuron >= 0, "neuron: got '", std::string(name), "', expected an element-wise neuron");
@@ -245,14 +252,12 @@ struct ScanOperators {
     const ScanLayout& l = x.layout;
     require_scan(grad_spikes, potentials, stored, l.sequence_sizes(), "grad_spikes");
     require_scan(grad_v_seq, potentials, state, l.sequence_sizes(), "grad_v_seq");
-    const auto sequence = [&](const OptionalTensor& grad, at::ScalarType type) {
-      return grad ? arranged(*grad, l.sequence_strides(), type) : Tensor();
-    };
     const Tensor saved = arranged(potentials, l.potential_strides(), state);
     TORCH_CHECK_VALUE(!in_place || (x.info.potentials == 1 && saved.is_same(potentials)), "potentials: got ",
                       x.info.potentials, " of ", x.info.name,
                       ", expected a neuron with one, as scan_forward saved it, where the gradient takes its place");
-    const Tensor from_spikes = sequence(grad_spikes, kernel_type), from_v_seq = sequence(grad_v_seq, state);
+    const Tensor from_spikes = grad_spikes ? steps_of(*grad_spikes, l, kernel_type) : Tensor();
+    const Tensor from_v_seq = grad_v_seq ? arranged(*grad_v_seq, l.sequence_strides(), state) : Tensor();
     std::vector<Tensor> from_states(x.info.states);
     x.in_layout(grad_states, state, potentials, from_states, "grad_states");
 
@@ -274,6 +279,7 @@ struct ScanOperators {
       params.in = scan_inputs<T>(x, neuron, kernel_type, o);
       params.potentials = data(saved);
       params.grad_spikes_out = data(from_spikes);
+      params.grad_spikes_step = from_spikes.defined() && from_spikes.size(0) == l.steps ? from_spikes.stride(0) : 0;
       params.grad_v_seq_out = data(from_v_seq);
       for (int i = 0; i < x.info.states; ++i) {
         params.grad_states_out[i] = data(from_states[i]);

@@ -445,6 +445,37 @@ def test_only_what_is_asked_for(backend: str) -> None:
     assert torch.equal(scan.scan_backward(*zeros)[0], scan.scan_backward(*absent)[0])
 
 
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("neuron", ["lif", "tclif"])
+@pytest.mark.parametrize("size", [(4, 2, 3, 5, 7), (1, 2, 3, 4), (3, 2, 1030), (2, 2, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_in_other_places(backend: str, neuron: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Of a sum (one number), of a mean over the steps (one step) and of a part of a longer sequence."""
+    case = Case(neuron, size)
+    p = make_problem(case, dtype)
+    forward, backward = arguments(case, p, backend)
+    scan: Any = chosen(backend)
+    potentials = scan.scan_forward(*forward)[3]
+    step = on_device(p.grad_spikes[:1].clone(), backend)
+    longer = torch.full((2, *size), math.nan, dtype=dtype).movedim(0, 1).contiguous()
+    longer[:, 0] = p.grad_spikes
+    gradients = {
+        "one number": step.flatten()[0].expand(size),
+        "one step": step.expand(size),
+        "every other step": on_device(longer, backend)[:, 0],
+        "one number for each sample": step.flatten(2)[..., :1]
+        .reshape(1, size[1], *(1,) * (len(size) - 2))
+        .expand(size),
+    }
+    for what, gradient in gradients.items():
+        given = list(backward(potentials))
+        given[1] = gradient
+        found = scan.scan_backward(*given)
+        given[1] = gradient.contiguous()
+        for x, y in zip(found, scan.scan_backward(*given), strict=True):
+            assert torch.equal(x[0], y[0]) if isinstance(x, list) else torch.equal(x, y), what
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_threads_change_no_bit(layout: str) -> None:
