@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -123,16 +124,34 @@ def run_scan(
     states: list[Tensor | None],
 ) -> tuple[Tensor, ...]:
     """Runs the kernels of an element-wise neuron on checked inputs: ``(spikes, *states[, v_seq])``."""
-    scan = _scan_backend(config, current.device).scan
+    scan = scan_of(config, current.device)
     if scan is not None:
-        options = (*config.cell_options, config.detach_reset, config.store_v_seq)
-        spikes, after, v_seq = scan(neuron, current, states, threshold, coefficients, *options)
-        return in_order(spikes, after, v_seq, config)
+        return scan(neuron, current, states, threshold, coefficients)
     tensors = (current, threshold, coefficients, *states)
     if wants_grad(tensors):
         return ScanFunction.apply(neuron, config, *tensors)
     spikes, after, v_seq, _ = _scan_forward(neuron, config, tensors, save=False)
     return in_order(spikes, after, v_seq, config)
+
+
+def scan_of(config: NeuronConfig, device: torch.device) -> Callable[..., tuple[Tensor, ...]] | None:
+    """``run_scan`` of backends with an operator that has gradients, but for the config; None for others."""
+    operator = _scan_backend(config, device).scan
+    if operator is None:
+        return None
+    options, store_v_seq = (*config.cell_options, config.detach_reset, config.store_v_seq), config.store_v_seq
+
+    def run(
+        neuron: str,
+        current: Tensor,
+        states: list[Tensor | None],
+        threshold: Tensor | None,
+        coefficients: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        spikes, after, v_seq = operator(neuron, current, states, threshold, coefficients, *options)
+        return (spikes, *after, v_seq) if store_v_seq else (spikes, *after)
+
+    return run
 
 
 #: What ``stc_cuda::spike_conv`` tells of itself by number.

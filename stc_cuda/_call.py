@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ._autograd import run_scan
+from ._autograd import run_scan, scan_of
 from ._bits import pack_spikes
 from ._checks import Pair, channels_of, check_binary, check_circuit, check_scan, state_dtype
 from ._circuit import run_circuit
 from .backends import runs_on_reference, select_backend
-from .cells import Cell, Coefficient
+from .cells import CELLS, Cell, Coefficient
 from .config import NeuronConfig, STCConfig
 from .surrogate import as_surrogate
 
@@ -118,11 +118,18 @@ def _kernel_arguments(
     coefficients = cell.coefficients(**parameters)
     # one number for all channels where that is all there is
     channels = channels_of(current) if all_channels or _of_channels(threshold, coefficients) else 1
-    dtype = state_dtype(current.dtype)
     row = None if threshold is None else _per_channel([threshold], current, channels)
-    # torch hands on the tensors of a list with their negation still to be done
-    before = [None if x is None else x.to(dtype).resolve_neg() for x in states.values()]
-    return None if row is None else row[0], _per_channel(coefficients, current, channels), before
+    rows = _per_channel(coefficients, current, channels)
+    return None if row is None else row[0], rows, _states(states, current)
+
+
+def _states(states: States, current: Tensor) -> list[Tensor | None]:
+    given = list(states.values())
+    for i, x in enumerate(given):
+        if x is not None:
+            # torch hands on the tensors of a list with their negation still to be done
+            given[i] = x.to(state_dtype(current.dtype)).resolve_neg()
+    return given
 
 
 def _of_channels(threshold: Tensor | None, coefficients: Sequence[Coefficient]) -> bool:
@@ -185,12 +192,33 @@ def call_scan(
             cell, current, **_reference_arguments(cell, config, parameters, threshold, states, {})
         )
         return (spike_seq.to(current.dtype), *rest)
-    threshold, coefficients, before = _kernel_arguments(
-        cell, parameters, threshold, states, current, all_channels=False
-    )
-    outputs = run_scan(cell.name, config, current, threshold, coefficients, before)
+    scan, coefficients = None, None
+    if threshold is None and CELLS.get(cell.name) is cell and _may_keep(current):
+        for x in parameters.values():
+            if isinstance(x, Tensor):
+                break
+        else:
+            numbers = tuple(parameters.items())
+            scan, coefficients = _kept_scan(cell.name, config, numbers, current.dtype, current.device)
+    if scan is not None:
+        outputs = scan(cell.name, current, _states(states, current), None, coefficients)
+    else:
+        threshold, coefficients, before = _kernel_arguments(cell, parameters, threshold, states, current, False)
+        outputs = run_scan(cell.name, config, current, threshold, coefficients, before)
+    if "spikes" not in states:
+        return outputs
     names = ["spike sequence", *states, "v_seq"]
     return tuple(x for name, x in zip(names, outputs, strict=False) if name != "spikes")
+
+
+@lru_cache(maxsize=256)
+def _kept_scan(
+    cell: str, config: NeuronConfig, numbers: tuple[tuple[str, Any], ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Callable[..., tuple[Tensor, ...]] | None, Tensor | None]:
+    """What a call whose parameters are numbers needs beside its tensors: the function to call, and coefficients."""
+    coefficients = tuple(CELLS[cell].coefficients(**dict(numbers)))
+    rows = _kept_rows(coefficients, 1, state_dtype(dtype), device) if coefficients else None
+    return scan_of(config, device), rows
 
 
 def call_circuit(

@@ -16,6 +16,7 @@ from stc_cuda.functional import elementwise
 @pytest.fixture(autouse=True)
 def forget() -> None:
     elementwise._config.keep.cache_clear()
+    _call._kept_scan.cache_clear()
     _call._kept_rows.cache_clear()
 
 
@@ -27,7 +28,7 @@ def test_calls_share_what_does_not_change() -> None:
     for _ in range(3):
         stc_cuda.lif(current(), tau=3.0)
     assert elementwise._config.keep.cache_info().hits == 2
-    assert _call._kept_rows.cache_info().hits == 2
+    assert _call._kept_scan.cache_info().hits == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
