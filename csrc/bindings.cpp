@@ -10,6 +10,7 @@
 #include "cell.h"
 #include "cell_table.h"
 #include "cpu/kernels.h"
+#include "memory_cache.h"
 #include "plan_log.h"
 
 namespace py = pybind11;
@@ -124,9 +125,14 @@ void log_plan(const stc::Request& request, const stc::Plan& p) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  stc::cpu_capability();  // an unusable STC_CUDA_CPU_KERNEL fails the import, not the first call
+  // An unusable STC_CUDA_CPU_KERNEL or STC_CUDA_CPU_CACHE_MB fails the import, not the first call.
+  stc::cpu_capability();
+  stc::cache_limit();
   m.def("build_info", &build_info, "What was compiled, and which CPU kernels run here.");
   m.def("cells", &cells, "The compiled neurons by name: their kind, and how many numbers each has.");
+  m.def("cached_bytes", &stc::cached_bytes, "Bytes kept for results on the CPU that no tensor uses.");
+  m.def("cache_limit", &stc::cache_limit, "The most of them.");
+  m.def("empty_cache", &stc::empty_cache, "Gives them back to the system; returns how many they were.");
   m.def("plan", &plan, "Which kernel runs for a shape; see stc_cuda.kernel_plan.", py::kw_only(), py::arg("neuron"),
         py::arg("steps"), py::arg("samples"), py::arg("channels"), py::arg("height"), py::arg("width"),
         py::arg("kernel"), py::arg("groups"), py::arg("norm_groups"), py::arg("cuda"), py::arg("double_precision"),

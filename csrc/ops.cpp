@@ -9,7 +9,7 @@
 #include <type_traits>
 
 #include "cpu/kernels.h"
-#include "large_pages.h"
+#include "memory_cache.h"
 #include "plan_log.h"
 #include "scan_ops.h"
 
@@ -28,11 +28,7 @@ Plan plan_cpu(const StcInputs<T>& in, bool backward) {
 struct CpuRunner {
   static bool takes_short(const Tensor&, const Shape&, const Request&) { return false; }
 
-  static Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-    constexpr size_t kNeverKept = size_t(32) << 20;  // by malloc, when freed: such a block is new memory each time
-    const Tensor x = at::empty(sizes, options);
-    return x.nbytes() < kNeverKept ? x : in_large_pages(x);
-  }
+  static Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) { return empty_cached(sizes, options); }
 
   template <class T>
   static void run(const StcForward<T>& params, const Tensor& current) {
@@ -73,7 +69,7 @@ struct CpuScanRunner {
   static constexpr bool kTakesShort = false;
 
   static Tensor empty(at::IntArrayRef sizes, at::IntArrayRef strides, const at::TensorOptions& options) {
-    return in_large_pages(at::empty_strided(sizes, strides, options));
+    return empty_cached(sizes, strides, options);
   }
 
   template <class T>

@@ -18,6 +18,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "memory_cache.h"
 #include "spike_conv_plan.h"
 
 namespace stc {
@@ -107,7 +108,7 @@ Tensor forward_by_events(const SpikeConvShape& shape, const Tensor& bits, const 
   const CpuKernels<T>& k = cpu_kernels<T>();
   const SpikeConvTasks tasks = k.spike_conv_tasks(shape);
   const Tensor w = weight.to(type).contiguous(), b = bias ? bias->to(type).contiguous() : Tensor();
-  Tensor out = at::empty({shape.samples, shape.out_channels, shape.height, shape.width}, w.options());
+  Tensor out = empty_cached({shape.samples, shape.out_channels, shape.height, shape.width}, w.options());
   const SpikeConvForward<T> p{shape, bits.const_data_ptr<uint8_t>(), w.const_data_ptr<T>(),
                               b.defined() ? b.const_data_ptr<T>() : nullptr, out.mutable_data_ptr<T>()};
   at::parallel_for(0, tasks.forward, 1, [&](int64_t begin, int64_t end) { k.spike_conv_forward(p, begin, end); });
