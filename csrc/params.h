@@ -164,7 +164,7 @@ struct ScanBackward {
   ScanInputs<T> in;
   const T* potentials;
   const T* grad_spikes_out;  // null = 0, as for the next two
-  int64_t grad_spikes_step;  // from one of its steps to the next; 0: all steps share one
+  bool grad_spikes_repeats;  // its only step is that of all
   const T* grad_states_out[kMaxStates];
   const T* grad_v_seq_out;
   T* grad_current;             // [T, neurons]; may be the potentials where there is one a neuron

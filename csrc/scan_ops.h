@@ -67,11 +67,11 @@ inline Tensor arranged(const Tensor& x, const std::vector<int64_t>& strides, at:
   return same || x.numel() == 0 ? x.to(type) : at::empty_strided(x.sizes(), strides, x.options().dtype(type)).copy_(x);
 }
 
-// A sequence whose steps may be any distance apart; where all are the same, as in the gradient of a sum or of a mean
-// over the steps, only the first.
+// A sequence; where all steps are the same memory, as in the gradient of a sum or of a mean over the steps, only the
+// first.
 inline Tensor steps_of(const Tensor& x, const ScanLayout& layout, at::ScalarType type) {
   const bool repeats = layout.steps > 1 && x.stride(0) == 0;
-  return arranged(repeats ? x.narrow(0, 0, 1) : x, layout.sequence_strides(), type, 1);
+  return arranged(repeats ? x.narrow(0, 0, 1) : x, layout.sequence_strides(), type);
 }
 
 inline int scan_neuron(std::string_view name) {
@@ -279,7 +279,7 @@ struct ScanOperators {
       params.in = scan_inputs<T>(x, neuron, kernel_type, o);
       params.potentials = data(saved);
       params.grad_spikes_out = data(from_spikes);
-      params.grad_spikes_step = from_spikes.defined() && from_spikes.size(0) == l.steps ? from_spikes.stride(0) : 0;
+      params.grad_spikes_repeats = from_spikes.defined() && from_spikes.size(0) != l.steps;
       params.grad_v_seq_out = data(from_v_seq);
       for (int i = 0; i < x.info.states; ++i) {
         params.grad_states_out[i] = data(from_states[i]);

@@ -5,7 +5,7 @@ from __future__ import annotations
 # isort: off
 from . import _ops as _ops  # registers the compiled backends
 from . import reference  # type: ignore[attr-defined]  # python_ref/ in the checkout
-from . import data, metrics, models, profiling
+from . import data, memory, metrics, models, profiling
 # isort: on
 
 from ._build import build_info, warn_without_cuda
@@ -57,6 +57,7 @@ __all__ = [
     "kernel_plan",
     "lif",
     "lmh",
+    "memory",
     "metrics",
     "models",
     "plif",

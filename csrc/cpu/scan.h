@@ -249,7 +249,7 @@ class ScanBackwardBlock : ScanBlock<Cell, T> {
     CellOptions<T> o = p_.in.cell;
     o.spiking = Spiking;  // a constant to the compiler
     const T* current = Learns && p_.in.current ? p_.in.current + t * p_.in.current_step + this->first_ : nullptr;
-    const T* grad_spikes = p_.grad_spikes_out ? p_.grad_spikes_out + t * p_.grad_spikes_step + this->first_ : nullptr;
+    const T* grad_spikes = this->at(p_.grad_spikes_out, p_.grad_spikes_repeats ? 0 : t);
     const T* grad_v_seq = this->at(p_.grad_v_seq_out, t);
     const T *potentials[kPotentials], *potentials_before[kPotentials], *states_before[kStates];
     for (int j = 0; j < kPotentials; ++j) {
@@ -261,7 +261,7 @@ class ScanBackwardBlock : ScanBlock<Cell, T> {
     const int64_t ahead = (Learns ? 2 : 1) * p_.in.shape.neurons;  // the step before is read for what the sums need
     this->for_vectors([&](int64_t i, auto lanes) STC_LOOP_BODY {
       for (int j = 0; j < kPotentials; ++j) __builtin_prefetch(potentials[j] - ahead + i);
-      if (grad_spikes) __builtin_prefetch(grad_spikes - p_.grad_spikes_step + i);
+      if (grad_spikes && !p_.grad_spikes_repeats) __builtin_prefetch(grad_spikes - p_.in.shape.neurons + i);
       grad_current.prefetch(i);
       const auto load = [&](const T* from) { return from ? V::load(from + i, lanes) : Real{}; };
       const auto k = this->coefficients(i);

@@ -79,8 +79,7 @@ int scan_backward(const ScanBackward<T>& p, void* workspace, Stream stream) {
   WorkspaceCarver carver(workspace);
   const Sums<T> sums = carve(carver, p);
   Launcher launch(stream);
-  const bool four = p.grad_spikes_step % 4 == 0 &&
-                    fours(p.in, {p.in.current, p.grad_spikes_out, p.grad_current},
+  const bool four = fours(p.in, {p.in.current, p.grad_spikes_out, p.grad_current},
                           {p.potentials, p.grad_v_seq_out, p.grad_states_out[0], p.grad_states_out[1],
                            p.grad_states_out[2], p.grad_states[0], p.grad_states[1], p.grad_states[2]});
   with_cell(p.in, four, [&](auto tag, auto width) {

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) scan_backward(ScanBackward<T> p, T* 
     const int64_t at = t * shape.neurons + first;
     T current[Width], grad_spikes[Width], grad_v_seq[Width], grad_current[Width];
     T potentials_now[kPotentials][Width], before[kStates][Width];
-    load_stored<Width>(p.grad_spikes_out, t * p.grad_spikes_step + first, p.in.storage, grad_spikes);
+    load_stored<Width>(p.grad_spikes_out, p.grad_spikes_repeats ? first : at, p.in.storage, grad_spikes);
     load_or_zero<Width>(p.grad_v_seq_out, at, grad_v_seq);
     load_stored<Width>(Learns ? p.in.current : nullptr, t * p.in.current_step + first, p.in.storage, current);
 #pragma unroll

@@ -71,8 +71,8 @@ struct Call {
     in.coefficients = draw(coefficients, (rows - 1) * s.channels, 0.2f, 0.5f);
     in.current = draw(current, s.steps * (s.neurons + kGap));
     in.current_step = s.neurons + kGap;
-    backward.grad_spikes_out = draw(grad_spikes, s.steps * (s.neurons + kGap));
-    backward.grad_spikes_step = full ? s.neurons + kGap : 0;
+    backward.grad_spikes_out = draw(grad_spikes, full ? sequence : s.neurons);
+    backward.grad_spikes_repeats = !full;
     backward.grad_v_seq_out = full ? draw(grad_v_seq, sequence) : nullptr;
     forward.spikes = fill(spikes, sequence);
     forward.v_seq = full ? fill(v_seq, sequence) : nullptr;
@@ -156,8 +156,8 @@ void plain(Call<T>& c) {
         }
         for (int j = 0; j < kPotentials; ++j) potential[j] = c.potentials[place(t, j)];
         if (c.backward.grad_v_seq_out) grad[0] += c.grad_v_seq[place(t, 0)];
-        Cell::settle_backward(potential, c.grad_spikes[t * c.backward.grad_spikes_step + i], grad, k, in.cell,
-                              grad_potential, sum);
+        Cell::settle_backward(potential, c.grad_spikes[c.backward.grad_spikes_repeats ? i : place(t, 0)], grad, k,
+                              in.cell, grad_potential, sum);
         Cell::integrate_backward(before, in.current[t * in.current_step + i], potential, grad_potential, k, in.cell,
                                  grad, c.grad_current[place(t, 0)], sum);
       }

@@ -74,8 +74,7 @@ class EmulatedContext {
     const int64_t sequence = s.steps * s.neurons;
     inputs(p.in);
     add(p.potentials, cell.potentials * sequence, "potentials", EMU_INPUT);
-    stored(p.grad_spikes_out, s.steps > 0 ? (s.steps - 1) * p.grad_spikes_step + s.neurons : 0, p.in.storage,
-           "grad_spikes_out", EMU_INPUT);
+    stored(p.grad_spikes_out, p.grad_spikes_repeats ? s.neurons : sequence, p.in.storage, "grad_spikes_out", EMU_INPUT);
     for (const T* grad : p.grad_states_out) add(grad, s.neurons, "grad_states_out", EMU_INPUT);
     add(p.grad_v_seq_out, sequence, "grad_v_seq_out", EMU_INPUT);
     stored(p.grad_current, sequence, p.in.storage, "grad_current");
