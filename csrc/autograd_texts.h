@@ -12,4 +12,9 @@ inline constexpr const char* kNoSecondDerivative =
     "stc_cuda: got a backward pass with create_graph=True, and the kernels have no second derivatives (they would "
     "silently be zeros); pass backend='reference', or leave create_graph out";
 
+inline constexpr const char* kNoForwardMode =
+    "stc_cuda: got a tensor with a forward-mode tangent (torch.func.jvp, jacfwd, dual tensors), and the kernels have "
+    "no "
+    "forward-mode derivatives; pass backend='reference'";
+
 }  // namespace stc

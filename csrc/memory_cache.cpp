@@ -11,8 +11,11 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -22,11 +25,28 @@
 
 namespace stc {
 
+#if defined(__linux__)
+namespace {
+
+// Or of the container, where that has a limit.
+int64_t memory_of_machine() {
+  int64_t bytes = int64_t(sysconf(_SC_PHYS_PAGES)) * int64_t(sysconf(_SC_PAGE_SIZE));
+  for (const char* limit : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    long long most = 0;  // "max" where there is none
+    std::ifstream file(limit);
+    if (file >> most && most > 0) bytes = std::min<int64_t>(bytes, most);
+  }
+  return bytes;
+}
+
+}  // namespace
+#endif
+
 int64_t cache_limit() {
   static const int64_t limit = [] {
 #if defined(__linux__)
     const char* given = std::getenv("STC_CUDA_CPU_CACHE_MB");
-    if (!given || !*given) return int64_t(sysconf(_SC_PHYS_PAGES)) / 16 * int64_t(sysconf(_SC_PAGE_SIZE));
+    if (!given || !*given) return memory_of_machine() / 16;
     char* end = nullptr;
     const long long mebibytes = std::strtoll(given, &end, 10);
     if (*end || mebibytes < 0 || mebibytes > (int64_t(1) << 40))
@@ -63,8 +83,8 @@ struct Block {
   void unmap() const { munmap(data, size); }
 };
 
-// Nobody waits for its lock: who does not get it at once, as in a child that was forked while another thread held it,
-// goes to the system.
+// Nobody waits for its lock: whoever does not get it at once, as in a child that was forked while another thread held
+// it, goes to the system.
 class MemoryCache final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
@@ -82,10 +102,7 @@ class MemoryCache final : public c10::Allocator {
 
   void copy_data(void* to, const void* from, std::size_t count) const override { default_copy_data(to, from, count); }
 
-  int64_t kept() {
-    const std::lock_guard lock(mutex_);
-    return int64_t(kept_);
-  }
+  int64_t kept() const { return int64_t(kept_.load()); }
 
   int64_t clear() {
     std::vector<Block> blocks;
@@ -149,7 +166,7 @@ class MemoryCache final : public c10::Allocator {
 
   std::mutex mutex_;
   std::vector<Block> blocks_;  // in the order in which they were freed
-  size_t kept_ = 0;
+  std::atomic<size_t> kept_ = 0;
 
  public:
   static MemoryCache& instance() {

@@ -8,6 +8,10 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
+#include <mutex>
+#include <optional>
+#include <unordered_set>
+
 #include "autograd_errors.h"
 #include "scan_ops.h"
 
@@ -85,6 +89,32 @@ bool is_traced(const Tensor& x) {
   return c10::impl::TorchDispatchModeTLS::any_modes_set() || x.key_set().has_any(kWrapped);
 }
 
+// One backward pass at a time for each node that frees what it uses: a second thread would read what the first has
+// overwritten. After the first, the version of the potentials tells.
+class OnlyOne {
+ public:
+  explicit OnlyOne(const void* node) : node_(node) {
+    const std::lock_guard lock(mutex());
+    TORCH_CHECK(running().insert(node).second, kGraphIsFreed);
+  }
+  ~OnlyOne() {
+    const std::lock_guard lock(mutex());
+    running().erase(node_);
+  }
+  OnlyOne(const OnlyOne&) = delete;
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+  static std::unordered_set<const void*>& running() {
+    static auto* const nodes = new std::unordered_set<const void*>;
+    return *nodes;
+  }
+  const void* node_;
+};
+
 // Saved for backward: the potentials of every step and, where coefficients learn, the current. A backward pass that
 // leaves no graph behind puts the gradient of the current in the place of the potentials, so it allocates nothing.
 class ScanFunction : public torch::autograd::Function<ScanFunction> {
@@ -110,6 +140,9 @@ class ScanFunction : public torch::autograd::Function<ScanFunction> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     require_no_second_derivative();
+    const bool is_last = !torch::autograd::get_current_graph_task_keep_graph();
+    std::optional<OnlyOne> only_one;
+    if (is_last) only_one.emplace(ctx);
     const variable_list saved = saved_variables(*ctx);
     const Call c = Call::unpacked(ctx->saved_data.at("call"));
     const auto given = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
@@ -132,8 +165,10 @@ class ScanFunction : public torch::autograd::Function<ScanFunction> {
     Tensor grad_current, grad_threshold, grad_coefficients;
     std::vector<Tensor> grad_before;
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    if (c.owns_saved && !torch::autograd::get_current_graph_task_keep_graph() && potentials.size(0) == 1 &&
+    // Not on a GPU: a captured backward pass may be replayed twice after one forward pass.
+    if (c.owns_saved && is_last && potentials.is_cpu() && potentials.size(0) == 1 &&
         potentials.scalar_type() == c.dtype && !is_traced(potentials)) {
+      potentials.unsafeGetTensorImpl()->bump_version();
       static const auto op = find<BackwardInPlace>("stc_cuda::scan_backward_in_place");
       std::tie(grad_before, grad_threshold, grad_coefficients) =
           op.call(c.neuron, grad_spikes, grad_states, grad_v_seq, current, states, threshold, coefficients, potentials,
@@ -188,13 +223,17 @@ Outputs scan_autograd(std::string_view neuron, const Tensor& current, const Opti
     before[i] = states.get(i);
     any |= learns(before[i]);
   }
+  const auto has_tangent = [](const OptionalTensor& x) { return x && x->_fw_grad(0).defined(); };
+  bool forward_mode = has_tangent(current) || has_tangent(threshold) || has_tangent(coefficients);
+  for (const OptionalTensor& state : before) forward_mode |= has_tangent(state);
+  TORCH_CHECK_NOT_IMPLEMENTED(!forward_mode, kNoForwardMode);
   if (!any || !at::GradMode::is_enabled()) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return scan(neuron, current, states, threshold, coefficients, v_threshold, v_reset, surrogate, alpha, spiking,
                 detach_reset, store_v_seq);
   }
   Call call = make_call(neuron, current, v_threshold, v_reset, surrogate, alpha, spiking, detach_reset, store_v_seq);
-  call.owns_saved = !at::SavedTensorDefaultHooks::get_hooks(true);
+  call.owns_saved = !at::SavedTensorDefaultHooks::get_hooks(true) && !c10::impl::TorchDispatchModeTLS::any_modes_set();
   const variable_list outputs =
       ScanFunction::apply(call, current, threshold, coefficients, before[0], before[1], before[2]);
   return {outputs[0], {outputs.begin() + 2, outputs.end()}, outputs[1]};

@@ -50,7 +50,7 @@ def wants_grad(tensors: tuple[Tensor | None, ...]) -> bool:
 
 def _hands_out_saved_tensors() -> bool:
     """Whether somebody else gets hold of what a forward pass saves: a hook, or a tracer."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
@@ -93,8 +93,10 @@ class ScanFunction(torch.autograd.Function):
         upstream = (grad_spikes, list(grads[: len(before)]), grads[len(before)] if config.store_v_seq else None)
         arguments = (ctx.neuron, *upstream, current, before, threshold, coefficients, potentials)
         options = (*config.cell_options, config.detach_reset, needed[1], needed[2])
-        in_place = backend.scan_backward_in_place
+        # a backward pass that is captured on a GPU may be replayed twice after one forward pass
+        in_place = backend.scan_backward_in_place if potentials.device.type == "cpu" else None
         if in_place and ctx.owns_saved and _is_last_use() and len(potentials) == 1 and potentials.dtype == ctx.dtype:
+            torch.autograd.graph.increment_version(potentials)
             grad_states, grad_threshold, grad_coefficients = in_place(*arguments, *options)
             grad_current = potentials[0]
         else:

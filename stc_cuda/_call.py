@@ -81,8 +81,10 @@ def _kept_rows(values: tuple[float, ...], channels: int, dtype: torch.dtype, dev
 
 def _may_keep(current: Tensor) -> bool:
     """Whether a tensor that a call like this makes is an ordinary one, and filled when the call is over."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # of fake tensors, or a tracer's
+    if torch.compiler.is_compiling():
         return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False  # of fake tensors, a tracer's, or a transform's
     return not current.is_cuda or not torch.cuda.is_current_stream_capturing()
 
 

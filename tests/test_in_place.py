@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -180,3 +181,59 @@ def test_learnt_coefficients(backend: str) -> None:
         spikes = stc_cuda.plif(x, w, backend=backend)[0]
         results.append(torch.autograd.grad(spikes.square().sum(), (x, w), retain_graph=retain))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_two_threads_on_one_graph_never_get_a_wrong_gradient() -> None:
+    """One of them may get an error, as of any graph that is gone."""
+    x = torch.randn(8, 4, 20000, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    (expected,) = torch.autograd.grad(stc_cuda.lif(x)[0].sum(), x)
+    wrong: list[int] = []
+
+    def work(spikes: Tensor, barrier: threading.Barrier, trial: int) -> None:
+        barrier.wait()
+        with contextlib.suppress(RuntimeError):
+            (found,) = torch.autograd.grad(spikes, x, torch.ones_like(spikes))
+            if not torch.equal(found, expected):
+                wrong.append(trial)
+
+    for trial in range(60):
+        barrier = threading.Barrier(2)
+        spikes = stc_cuda.lif(x)[0]
+        threads = [threading.Thread(target=work, args=(spikes, barrier, trial)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_forward_mode_is_refused() -> None:
+    x = torch.randn(4, 3, 5)
+    with pytest.raises(NotImplementedError, match=r"forward-mode derivatives; pass backend='reference'"):
+        torch.func.jvp(lambda a: stc_cuda.integrate_fire(a)[1], (x,), (torch.ones_like(x),))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda w: stc_cuda.plif(x, w)[1], (torch.zeros(1),), (torch.ones(1),))
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            stc_cuda.lif(dual)
+
+
+def test_a_mode_that_sees_the_forward_pass_may_hold_what_is_saved() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        seen: list[Tensor] = []  # noqa: RUF012
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            self.seen.extend(t for t in torch.utils._pytree.tree_leaves(found) if isinstance(t, Tensor))
+            return found
+
+    x, run = lif("cpu")
+    with Recorder() as recorder:
+        spikes = run()
+    before = [t.clone() for t in recorder.seen]
+    assert any(t.dim() == x.dim() + 1 for t in before)
+    spikes.sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, recorder.seen, strict=True))

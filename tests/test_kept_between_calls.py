@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -107,3 +108,15 @@ def test_from_several_threads() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_transforms_leave_nothing_of_theirs_behind() -> None:
+    x = current()
+    torch.func.functionalize(lambda a: stc_cuda.lif(a, tau=7.75)[1])(x)
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        torch.func.grad(lambda a: stc_cuda.lif(a, tau=7.5)[1].sum())(x)
+    for tau in (7.75, 7.5):
+        found, expected = (stc_cuda.lif(x, tau=tau, backend=name)[1] for name in ("auto", "reference"))
+        assert type(found) is Tensor
+        assert not torch._is_functional_tensor(found)
+        torch.testing.assert_close(found, expected)
