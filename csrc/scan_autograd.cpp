@@ -52,11 +52,16 @@ struct Call {
   bool owns_saved;  // nobody else gets hold of what is saved
 
   c10::IValue packed() const {
-    return c10::ivalue::Tuple::create({neuron, v_threshold, v_reset, surrogate, alpha, spiking, detach_reset,
-                                       store_v_seq, int64_t(dtype), owns_saved});
+    c10::impl::GenericList list(c10::AnyType::get());
+    for (const c10::IValue& x :
+         {c10::IValue(neuron), c10::IValue(v_threshold), c10::IValue(v_reset), c10::IValue(surrogate),
+          c10::IValue(alpha), c10::IValue(spiking), c10::IValue(detach_reset), c10::IValue(store_v_seq),
+          c10::IValue(int64_t(dtype)), c10::IValue(owns_saved)})
+      list.push_back(x);
+    return list;
   }
   static Call unpacked(const c10::IValue& packed) {
-    const auto& x = packed.toTupleRef().elements();
+    const c10::ArrayRef<c10::IValue> x = packed.toListRef();
     return {x[0].toStringRef(), x[1].toDouble(), x[2].toOptional<double>(),
             x[3].toStringRef(), x[4].toDouble(), x[5].toBool(),
             x[6].toBool(),      x[7].toBool(),   at::ScalarType(x[8].toInt()),
