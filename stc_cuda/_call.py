@@ -93,10 +93,7 @@ def _per_channel(values: Sequence[Coefficient], current: Tensor, channels: int) 
     if not values:
         return None
     dtype = state_dtype(current.dtype)
-    for x in values:
-        if isinstance(x, Tensor):
-            return _rows(values, channels, dtype, current.device)
-    if not _may_keep(current):
+    if any(isinstance(x, Tensor) for x in values) or not _may_keep(current):
         return _rows(values, channels, dtype, current.device)
     return _kept_rows(tuple(values), channels, dtype, current.device)
 
