@@ -68,14 +68,30 @@ __device__ __forceinline__ void store_stored(T* array, int64_t first, Storage st
   store<Width>(array, first, from);
 }
 
-template <class Cell, class T>
-__device__ __forceinline__ typename Cell::K coefficients(const ScanInputs<T>& in, int64_t neuron) {
-  const int64_t c = neuron / in.shape.channel_stride % in.shape.channels;
-  typename Cell::K k{};
-  k.threshold = in.threshold ? in.threshold[c] : in.cell.threshold;
+// The coefficients of neighbours. One division serves them all, of 32 bits where those do: those of 64 took a quarter
+// of a forward pass.
+template <class Cell, int Width, class T>
+__device__ __forceinline__ void coefficients(const ScanInputs<T>& in, int64_t first, typename Cell::K (&k)[Width]) {
+  const ScanShape& s = in.shape;
+  int64_t c, place;
+  if (s.neurons <= int64_t(UINT32_MAX)) {
+    const uint32_t plane = uint32_t(first) / uint32_t(s.channel_stride);
+    c = plane % uint32_t(s.channels);
+    place = uint32_t(first) - plane * uint32_t(s.channel_stride);
+  } else {
+    c = first / s.channel_stride % s.channels;
+    place = first % s.channel_stride;
+  }
 #pragma unroll
-  for (int j = 0; j < Cell::kCoefficients; ++j) k.of[j] = in.coefficients[j * in.shape.channels + c];
-  return k;
+  for (int j = 0; j < Width; ++j) {
+    k[j].threshold = in.threshold ? in.threshold[c] : in.cell.threshold;
+#pragma unroll
+    for (int i = 0; i < Cell::kCoefficients; ++i) k[j].of[i] = in.coefficients[i * s.channels + c];
+    if (++place == s.channel_stride) {
+      place = 0;
+      if (++c == s.channels) c = 0;
+    }
+  }
 }
 
 // One neuron's numbers out of `Width` of each.
@@ -98,8 +114,7 @@ __global__ void __launch_bounds__(kThreads) scan_forward(ScanForward<T> p) {
   const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * Width;
   if (first >= shape.neurons) return;
   typename Cell::K k[Width];
-#pragma unroll
-  for (int j = 0; j < Width; ++j) k[j] = coefficients<Cell>(p.in, first + j);
+  coefficients<Cell>(p.in, first, k);
   T states[kStates][Width];
 #pragma unroll
   for (int i = 0; i < kStates; ++i) load_or_zero<Width>(p.in.states[i], first, states[i]);
@@ -133,10 +148,14 @@ __global__ void __launch_bounds__(kThreads) scan_forward(ScanForward<T> p) {
   for (int i = 0; i < kStates; ++i) store<Width>(p.states[i], first, states[i]);
 }
 
-// With Learns also the sums of a neuron's steps for the gradients of threshold and coefficients, [1 + kCoefficients]
-// [neurons].
+// Left alone (0), ptxas spills a few bytes of some neurons in double precision to seat more blocks.
+template <class T>
+constexpr int kLeastBlocks = sizeof(T) == 8 ? 1 : 0;
+
+// With Learns also the sums over the steps for the gradients of threshold and coefficients: of each neuron, [1 +
+// kCoefficients][neurons], or, where the neighbours of a thread are `together` in one channel, of each thread.
 template <template <class> class C, class T, int Width, bool Learns>
-__global__ void __launch_bounds__(kThreads) scan_backward(ScanBackward<T> p, T* sums) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks<T>) scan_backward(ScanBackward<T> p, T* sums, bool together) {
   using Cell = C<DeviceMath<T>>;
   using K = typename Cell::K;
   constexpr int kStates = Cell::kStates, kPotentials = Cell::kPotentials;
@@ -144,11 +163,9 @@ __global__ void __launch_bounds__(kThreads) scan_backward(ScanBackward<T> p, T* 
   const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * Width;
   if (first >= shape.neurons) return;
   K k[Width], sum[Width];
+  coefficients<Cell>(p.in, first, k);
 #pragma unroll
-  for (int j = 0; j < Width; ++j) {
-    k[j] = coefficients<Cell>(p.in, first + j);
-    sum[j] = K{};
-  }
+  for (int j = 0; j < Width; ++j) sum[j] = K{};
   T grads[kStates][Width], potentials[kPotentials][Width];
 #pragma unroll
   for (int i = 0; i < kStates; ++i) load_or_zero<Width>(p.grad_states_out[i], first, grads[i]);
@@ -206,7 +223,14 @@ __global__ void __launch_bounds__(kThreads) scan_backward(ScanBackward<T> p, T* 
       T row[Width];
 #pragma unroll
       for (int j = 0; j < Width; ++j) row[j] = i == 0 ? sum[j].threshold : sum[j].of[i > 0 ? i - 1 : 0];
-      store<Width>(sums, i * shape.neurons + first, row);
+      if (together) {
+        T total = row[0];
+#pragma unroll
+        for (int j = 1; j < Width; ++j) total += row[j];
+        sums[(i * shape.neurons + first) / Width] = total;
+      } else {
+        store<Width>(sums, i * shape.neurons + first, row);
+      }
     }
   }
 }
@@ -224,7 +248,7 @@ struct ChannelSums {
   STC_HD int64_t blocks(const ScanShape& s) const { return (s.channels + lanes - 1) / lanes * splits; }
 
  private:
-  static constexpr int64_t kMostSplits = 64;
+  static constexpr int64_t kMostSplits = 128;
 };
 
 // One block a (channels, split) and row; partials [rows][channels][splits].
