@@ -116,7 +116,7 @@ void log_plan(const stc::Request& request, const stc::Plan& p) {
         .attr("getLogger")("stc_cuda")
         .attr("log")(slow ? kWarning : kInfo, "%s on %s: the %s kernels run (%s)%s",
                      request.backward ? "stc_backward" : "stc_forward", cuda ? "cuda" : "cpu", stc::name(p.kernel),
-                     p.reason, slow ? "; these are made for every shape, not for speed" : "");
+                     p.reason, slow ? "; the persistent kernels, which do not take this call, are faster" : "");
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("the log of stc_cuda");  // a handler of the user raised; the call itself goes on
   }

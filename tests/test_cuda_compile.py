@@ -54,9 +54,12 @@ def listed(complaints: list[str]) -> str:
     return "\n".join([f"{len(complaints)} complaints", *complaints])
 
 
-# The persistent backward pass is a few registers short on some architectures, outside of its inner loops; general
-# kernels put the states of any neuron into an array, and hold them in double precision. All else spills nothing.
-MAY_SPILL = re.compile(r"persistent_backward<|\b(load_state|update|differentiate)<")
+# The persistent backward pass is a few registers short on some architectures, outside of its inner loops, and so is the
+# general convolution of 7x7 on sm_100; general kernels put the states of any neuron into an array, and hold them in
+# double precision. All else spills nothing.
+MAY_SPILL = re.compile(
+    r"persistent_backward<|\b(load_state|update|differentiate)<|\bgate_convolutions<float, 8, 7, false>"
+)
 MAY_SPILL_BYTES = 256
 
 

@@ -79,7 +79,20 @@ FAULTS = [
     ),
     fault("ragged pixels in the means of the gates", ("sums.mean[kTemporal] += a;", "}{ sums.mean[kTemporal] += a;")),
     fault("ragged pixels spread into z'", ("if (j >= block.left(i)) continue;", "")),
-    fault("general kernels: edge of the map", ("iy < 0 || iy >= s.height || ", ""), channels=3, mode="asan"),
+    fault("general kernels: zeros around the map", ("launch.flat(zero<T>, count, padded, count);", ""), channels=3),
+    fault("general kernels: weights of the channel before", ("shared_ + c % 2 * Count; }", "shared_; }"), channels=3),
+    fault(
+        "general kernels: first part of a channel missing",
+        ("int part = 0; part < parts", "int part = 1; part < parts"),
+        channels=3,
+    ),
+    fault("general kernels: taps not turned around", ("Transposed ? taps - 1 - tap : tap", "tap"), channels=3),
+    fault("general kernels: one path missing in a transpose", ("weight[Chunk + j] * input[p][1][kx]", "0"), channels=3),
+    fault(
+        "general kernels: second map missed in the weight gradient",
+        ("here += sample_size - cut.lines * kLine;", ""),
+        channels=3,
+    ),
     # Sums.
     fault(
         "first warp missing in a sum",
@@ -95,7 +108,7 @@ FAULTS = [
     fault("last part of a block's weight gradient missing", ("p < Product::kParts - 1", "p < Product::kParts - 2")),
     fault(
         "general kernels: first warp missing",
-        ("int w = 0; w < kThreads / 32", "int w = 1; w < kThreads / 32"),
+        ("int w = 0; w < kGroupWarps", "int w = 1; w < kGroupWarps"),
         channels=3,
     ),
     # Precision.

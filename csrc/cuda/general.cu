@@ -7,11 +7,17 @@ namespace stc::cuda {
 namespace {
 
 template <class T>
+int chunk_of(const Shape& s) {
+  return conv_chunk<T>(s.channels / s.groups);
+}
+
+template <class T>
 Workspace<T> carve_forward(WorkspaceCarver& carver, const Shape& s) {
   const Geometry geo(s);
   Workspace<T> w{};
-  w.spikes = carver.take<T>(geo.state);
+  w.spikes = carver.take<T>(padded_elements(s));
   w.z = carver.take<T>(2 * geo.state);
+  w.packed = carver.take<T>(packed_weights(s, chunk_of<T>(s)));
   return w;
 }
 
@@ -20,10 +26,68 @@ Workspace<T> carve_backward(WorkspaceCarver& carver, const Shape& s, int states)
   const Geometry geo(s);
   Workspace<T> w = carve_forward<T>(carver, s);
   for (int k = 0; k < states; ++k) w.states[k] = carver.take<T>(geo.state);
-  w.grad = carver.take<T>(kNorms * geo.state);
+  w.grad = carver.take<T>(2 * padded_elements(s));
   w.grad_spikes = carver.take<T>(geo.state);
   w.partial_sums = carver.take<double>(s.samples * s.channels * kChannelSums);
+  w.weight_sums = carver.take<double>(WeightTiles(s).sums(s));
+  w.transposed = carver.take<T>(packed_weights(s, chunk_of<T>(s)));
   return w;
+}
+
+// Calls f(channels that a thread of the convolutions takes).
+template <class T, class F>
+void with_chunk(const Shape& s, F f) {
+  if constexpr (sizeof(T) == 4)
+    if (chunk_of<T>(s) == 8) return f(std::integral_constant<int, 8>());
+  f(std::integral_constant<int, 4>());
+}
+
+template <class T, bool Transposed>
+void pack(Launcher& launch, const StcInputs<T>& in, T* packed) {
+  with_chunk<T>(in.shape, [&](auto chunk) {
+    launch.flat(pack_gates<T, chunk(), Transposed>, packed_weights(in.shape, chunk()), in.shape, in.temporal_weight,
+                in.spatial_weight, packed);
+  });
+}
+
+// Calls f(kernel size), 0 where no kernel is made for it.
+template <class F>
+void with_kernel(const Shape& s, F f) {
+  switch (s.kernel) {
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    case 7:
+      return f(std::integral_constant<int, 7>());
+    default:
+      return f(std::integral_constant<int, 0>());
+  }
+}
+
+template <class T, bool Transposed>
+void convolve(Launcher& launch, const Shape& s, const T* packed, const T* from, T* to) {
+  with_chunk<T>(s, [&](auto chunk) {
+    with_kernel(s, [&](auto kernel) {
+      const int64_t blocks = conv_pixel_blocks<T>(s) * s.groups * conv_chunks(s.channels / s.groups, chunk());
+      launch.start(gate_convolutions<T, chunk(), kernel(), Transposed>, dim3(unsigned(blocks)), kConvThreads, 0, s,
+                   packed, from, to);
+    });
+  });
+}
+
+template <class T>
+void sum_weights(Launcher& launch, const Shape& s, const Workspace<T>& w, bool first_step) {
+  const WeightTiles cut(s);
+  const auto kernel = WeightTiles::taps(s) == 5 ? weight_sums<T, 5> : weight_sums<T, 3>;
+  launch.start(kernel, dim3(unsigned(cut.blocks())), kConvThreads, 0, s, cut, w.grad, w.spikes, w.weight_sums,
+               first_step);
+}
+
+// Zeros around the maps, which no step writes.
+template <class T>
+void clear(Launcher& launch, T* padded, int64_t count) {
+  launch.flat(zero<T>, count, padded, count);
 }
 
 // Calls f with an object of the call's cell.
@@ -57,12 +121,15 @@ int general_forward(const StcForward<T>& p, void* workspace, Stream stream) {
   const int states = CircuitCells::traits(p.in.neuron).states;
   for (int k = 0; k < states; ++k) w.states[k] = p.states[k];
   Launcher launch(stream);
+  clear(launch, w.spikes, padded_elements(s));
   launch.flat(load_state<T>, geo.state, p.in, w, states);
+  pack<T, false>(launch, p.in, w.packed);
   const int64_t packed_step = s.samples * s.groups * geo.pixels * ((geo.in_group + 7) / 8);
   for (int64_t t = 0; t < s.steps; ++t) {
-    launch.flat(gate_convolutions<T>, geo.state, p.in, w.spikes, w.z);
+    convolve<T, false>(launch, s, w.packed, w.spikes, w.z);
     with_cell<T>(p.in, [&](auto cell) {
-      launch.blocks(update<decltype(cell), T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w, t);
+      launch.start(update<decltype(cell), T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), kGroupThreads, 0, p,
+                   w, t);
     });
     if (p.packed_spikes) launch.flat(pack_spikes<T>, packed_step, s, w.spikes, p.packed_spikes + t * packed_step);
   }
@@ -79,21 +146,30 @@ int general_backward(const StcBackward<T>& p, void* workspace, Stream stream) {
   const int64_t weights = s.channels * geo.in_group * s.kernel * s.kernel;
   Launcher launch(stream);
   launch.flat(begin_backward<T>, geo.state, p, w, traits.states);
-  if (s.steps == 0 || s.samples == 0) {
-    launch.flat(zero<T>, weights, p.grad_temporal_weight, weights);
-    launch.flat(zero<T>, weights, p.grad_spatial_weight, weights);
-  }
+  clear(launch, w.spikes, padded_elements(s));
+  clear(launch, w.grad, 2 * padded_elements(s));
+  pack<T, false>(launch, p.in, w.packed);
+  if (!p.gradient_detach) pack<T, true>(launch, p.in, w.transposed);
   for (int64_t t = s.steps - 1; t >= 0; --t) {
     with_cell<T>(p.in, [&](auto cell) {
       if (t > 0)
         launch.flat(restore_state<decltype(cell), T>, geo.state, p, w, t - 1);
       else
         launch.flat(load_state<T>, geo.state, p.in, w, traits.states);
-      launch.flat(gate_convolutions<T>, geo.state, p.in, w.spikes, w.z);
-      launch.blocks(differentiate<decltype(cell), T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), p, w, t);
+      convolve<T, false>(launch, s, w.packed, w.spikes, w.z);
+      launch.start(differentiate<decltype(cell), T>, dim3(unsigned(s.samples), unsigned(s.norm_groups)), kGroupThreads,
+                   0, p, w, t);
     });
-    launch.flat(weight_gradient<T>, s.samples ? weights : 0, p, w, t == s.steps - 1);
-    if (!p.gradient_detach && (t > 0 || p.grad_spikes)) launch.flat(spike_gradient<T>, geo.state, p, w);
+    if (s.samples) sum_weights(launch, s, w, t == s.steps - 1);
+    if (!p.gradient_detach && (t > 0 || p.grad_spikes))
+      convolve<T, true>(launch, s, w.transposed, w.grad, w.grad_spikes);
+  }
+  if (s.steps == 0 || s.samples == 0) {
+    launch.flat(zero<T>, weights, p.grad_temporal_weight, weights);
+    launch.flat(zero<T>, weights, p.grad_spatial_weight, weights);
+  } else {
+    launch.flat(weight_gradients<T>, weights, s, WeightTiles(s), w.weight_sums, p.grad_temporal_weight,
+                p.grad_spatial_weight);
   }
   launch.flat(channel_gradients<T>, s.channels * kChannelSums, p, traits.coefficients, w.partial_sums);
   if (p.grad_spikes) launch.flat(copy_state<T>, geo.state, w.grad_spikes, p.grad_spikes, geo.state);
