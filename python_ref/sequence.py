@@ -50,7 +50,7 @@ def over_time(
     return (stack(spike_seq), v, *others, *([stack(v_seq)] if store_v_seq else []))
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch.compile of torch 2.11 cannot trace that
 class FireAndReset:
     """``(s_t, v_t)`` of ``u_t``."""
 

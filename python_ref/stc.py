@@ -30,7 +30,7 @@ from .surrogate import Surrogate
 Norm = tuple[torch.Tensor, torch.Tensor] | None
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch.compile of torch 2.11 cannot trace that
 class _Pathways:
     """``(I_t, a_t, b_t)`` of ``y_t`` and ``s_{t-1}``."""
 
