@@ -32,7 +32,7 @@ PAPER_STEPS = {"moving-mnist": 19, "taxibj": 7, "kth": 29}
 LONGEST_ON_CPU = 10
 PAPER_NAMES = (*PAPER_STEPS, "rollout")
 LAYER_NAMES = (*PAPER_NAMES, "small")
-SWEEP_NAMES = ("T", "N", "C", "map", "rate")
+SWEEP_NAMES = ("T", "N", "C", "map", "K", "rate")
 NEURON_NAMES = ("lif", "plif", "integrate_fire")
 
 
@@ -107,6 +107,7 @@ def sweep_cases(device: str, names: list[str]) -> Iterator[Case]:
         "N": ("samples", (1, 4, 8, 16, 32, 64) if gpu else (1, 2, 4, 8)),
         "C": ("channels", (64, 128, 256, 512)),
         "map": ("size", (8, 16, 32, 64)),
+        "K": ("kernel", (3, 5, 7, 9)),
     }
     for name in names:
         if name == "rate":

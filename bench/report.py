@@ -18,7 +18,7 @@ from .limits import Ceilings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {"readme": ROOT / "README.md", "docs": ROOT / "docs" / "performance.md"}
-PLOTTED = {"T": "time steps", "N": "samples", "C": "channels", "map": "rows and columns of the map"}
+PLOTTED = {"T": "time steps", "N": "samples", "C": "channels", "map": "rows and columns of the map", "K": "kernel size"}
 
 
 @dataclass
