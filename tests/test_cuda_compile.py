@@ -61,6 +61,7 @@ MAY_SPILL = re.compile(
     r"persistent_backward<|\b(load_state|update|differentiate)<|\bgate_convolutions<float, 8, 7, false>"
 )
 MAY_SPILL_BYTES = 256
+DOUBLES_MAY_SPILL_BYTES = 512
 
 
 @by_architecture
@@ -69,6 +70,16 @@ def test_compiles_without_a_warning(objects: list[Object], arch: int) -> None:
     warnings = [warning for compiled in objects if compiled.arch == arch for warning in compiled.warnings]
     warnings = [warning for warning in warnings if not MAY_SPILL.search(warning)]
     assert not warnings, listed(warnings)
+
+
+@by_architecture
+def test_what_is_spilled_is_little(objects: list[Object], arch: int) -> None:
+    complaints = []
+    for compiled in (compiled for compiled in objects if compiled.arch == arch):
+        for kernel in compiled.kernels:
+            if kernel.spills > (DOUBLES_MAY_SPILL_BYTES if "double" in str(kernel) else MAY_SPILL_BYTES):
+                complaints.append(f"{kernel}: {kernel.spills} bytes spilled")
+    assert not complaints, listed(complaints)
 
 
 @by_architecture

@@ -20,6 +20,8 @@ SIZES = {
     "one pixel": ((1, 1, 1, 1), 1, 1, 1),
     "depthwise": ((2, 3, 4, 5), 3, 3, 2),
     "maps smaller than a warp": ((40, 6, 2, 3), 3, 2, 3),
+    "one pixel, many samples": ((300, 5, 1, 1), 3, 1, 2),
+    "a line of one map that is half as long": ((3, 4, 4, 6), 3, 2, 1),
     "part of a chunk": ((2, 10, 7, 5), 5, 2, 1),
     "more pixels than a block's": ((3, 5, 9, 11), 3, 1, 2),
     "more than a chunk": ((1, 22, 5, 9), 3, 2, 2),
@@ -43,56 +45,87 @@ def chunk_of(in_group: int, dtype: torch.dtype) -> int:
     return 8 if dtype is torch.float32 and in_group > 4 else 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("shape", "kernel", "groups", "splits"), SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("any_kernel", [False, True], ids=["of its size", "of any size"])
-def test_convolutions_and_gradients(
+Shape = tuple[int, int, int, int]
+
+
+def convolve(
     emulation: Emulation,
-    any_kernel: bool,
-    shape: tuple[int, int, int, int],
-    kernel: int,
+    weights: Tensor,
+    spikes: Tensor,
+    grad: Tensor,
     groups: int,
-    splits: int,
-    dtype: torch.dtype,
-) -> None:
-    generator = torch.Generator().manual_seed(sum(shape) + kernel)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
-
-    channels = shape[1]
-    in_group = channels // groups
-    weights = normal(2, channels, in_group, kernel, kernel)
-    spikes = (torch.rand(shape, generator=generator) < 0.3).to(dtype)
-    grad = normal(2, *shape)
+    splits: int = 1,
+    any_kernel: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of weights [2, C, C / groups, K, K], spikes [N, C, H, W] and gradients of both gates [2, N, C, H, W]: the gates'
+    convolutions, the gradient of the spikes and those of the weights, twice added up."""
+    channels, in_group, kernel, dtype = *weights.shape[1:4], weights.dtype
     chunk = chunk_of(in_group, dtype)
     packed = groups * -(-in_group // chunk) * in_group * kernel**2 * 2 * chunk
     taps = 5 if kernel > 3 else 3
     sums = splits * groups * -(-in_group // 4) * in_group * kernel * -(-kernel // taps) * 2 * 4 * taps
-    room = [torch.full((packed,), torch.nan, dtype=dtype) for _ in range(2)]
-    room.append(torch.full((sums,), torch.nan, dtype=torch.float64))
-    z, grad_spikes, *grad_weights = (
-        torch.full(size, torch.nan, dtype=dtype) for size in (grad.shape, shape, weights[0].shape, weights[0].shape)
-    )
-
+    results = (grad.shape, spikes.shape, weights.shape)
+    room = [torch.full((size,), torch.nan, dtype=dtype) for size in (packed, packed, sums)]
+    z, grad_spikes, grad_weights = (torch.full(size, torch.nan, dtype=dtype) for size in results)
     behind = torch.zeros(96, dtype=dtype)  # which the weight gradient reads, too
     padded = [torch.cat([F.pad(x, [kernel // 2] * 4).flatten(), behind]) for x in (spikes, grad)]
     inputs, outputs = (*weights, *padded), (*room, z, grad_spikes, *grad_weights)
     known = {f"input {i}": (x, Kind.INPUT) for i, x in enumerate(inputs)}
     known |= {f"output {i}": (x, Kind.OUTPUT) for i, x in enumerate(outputs)}
     pointers = (ctypes.c_void_p * 11)(*(x.data_ptr() for x in (*inputs, *outputs)))
-    sizes = (ctypes.c_int64 * 6)(*shape, kernel, groups)
+    sizes = (ctypes.c_int64 * 6)(len(spikes), channels, *spikes.shape[2:], kernel, groups)
     with emulation.registered(**known):
         error = emulation.library.general_conv(dtype.itemsize, sizes, splits, any_kernel, pointers)
     assert not error, emulation.report_text
+    return z, grad_spikes, grad_weights
 
-    pad, exact = kernel // 2, torch.float64
+
+def drawn(shape: Shape, kernel: int, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, spikes and gradients of the gates."""
+    generator = torch.Generator().manual_seed(sum(shape) + kernel)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+    weights = normal(2, shape[1], shape[1] // groups, kernel, kernel)
+    return weights, (torch.rand(shape, generator=generator) < 0.3).to(dtype), normal(2, *shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("shape", "kernel", "groups", "splits"), SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("any_kernel", [False, True], ids=["of its size", "of any size"])
+def test_convolutions_and_gradients(
+    emulation: Emulation,
+    any_kernel: bool,
+    shape: Shape,
+    kernel: int,
+    groups: int,
+    splits: int,
+    dtype: torch.dtype,
+) -> None:
+    weights, spikes, grad = drawn(shape, kernel, groups, dtype)
+    z, grad_spikes, grad_weights = convolve(emulation, weights, spikes, grad, groups, splits, any_kernel)
+    weights, spikes, grad = (x.double() for x in (weights, spikes, grad))
+    how = {"padding": kernel // 2, "groups": groups}
     for path in range(2):
-        w, g = weights[path].to(exact), grad[path].to(exact)
-        near(z[path], F.conv2d(spikes.to(exact), w, padding=pad, groups=groups))
-        near(grad_weights[path], 2 * conv2d_weight(spikes.to(exact), w.shape, g, padding=pad, groups=groups))
-    back = [conv2d_input(shape, weights[p].to(exact), grad[p].to(exact), padding=pad, groups=groups) for p in range(2)]
+        near(z[path], F.conv2d(spikes, weights[path], **how))
+        near(grad_weights[path], 2 * conv2d_weight(spikes, weights[path].shape, grad[path], **how))
+    back = [conv2d_input(shape, weights[path], grad[path], **how) for path in range(2)]
     near(grad_spikes, back[0] + back[1])
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 4), (2, 3, 5, 9)], ids=["small map", "map"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_numbers_that_are_not_finite_stay_in_their_group(emulation: Emulation, kernel: int, shape: Shape) -> None:
+    weights, spikes, grad = drawn(shape, kernel, 3, torch.float32)
+    spikes[:, 1], grad[:, :, 2] = torch.nan, torch.inf
+    z, grad_spikes, grad_weights = convolve(emulation, weights, spikes, grad, groups=3)
+    for channel, (gates, of_spikes, of_weights) in enumerate(
+        ((True, True, True), (False, True, False), (True, False, False))
+    ):
+        assert bool(z[:, :, channel].isfinite().all()) == gates
+        assert bool(grad_spikes[:, channel].isfinite().all()) == of_spikes
+        assert bool(grad_weights[:, channel].isfinite().all()) == of_weights
 
 
 def near(found: Tensor, exact: Tensor) -> None:

@@ -90,7 +90,7 @@ FAULTS = [
     fault("general kernels: one path missing in a transpose", ("weight[Chunk + j] * input[p][1][kx]", "0"), channels=3),
     fault(
         "general kernels: second map missed in the weight gradient",
-        ("here += sample_size - cut.lines * kLine;", ""),
+        ("here_ += sample_size - cut.lines_of_map * WeightTiles::kLine;", ""),
         channels=3,
     ),
     # Sums.

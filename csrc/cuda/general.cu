@@ -29,7 +29,7 @@ Workspace<T> carve_backward(WorkspaceCarver& carver, const Shape& s, int states)
   w.grad = carver.take<T>(2 * padded_elements(s));
   w.grad_spikes = carver.take<T>(geo.state);
   w.partial_sums = carver.take<double>(s.samples * s.channels * kChannelSums);
-  w.weight_sums = carver.take<double>(WeightTiles(s).sums(s));
+  w.weight_sums = carver.take<T>(WeightTiles(s).sums(s));
   w.transposed = carver.take<T>(packed_weights(s, chunk_of<T>(s)));
   return w;
 }
@@ -79,7 +79,9 @@ void convolve(Launcher& launch, const Shape& s, const T* packed, const T* from, 
 template <class T>
 void sum_weights(Launcher& launch, const Shape& s, const Workspace<T>& w, bool first_step) {
   const WeightTiles cut(s);
-  const auto kernel = WeightTiles::taps(s) == 5 ? weight_sums<T, 5> : weight_sums<T, 3>;
+  const bool five = WeightTiles::taps(s) == 5;
+  const auto kernel = cut.maps ? (five ? weight_sums<T, 5, true> : weight_sums<T, 3, true>)
+                               : (five ? weight_sums<T, 5, false> : weight_sums<T, 3, false>);
   launch.start(kernel, dim3(unsigned(cut.blocks())), kConvThreads, 0, s, cut, w.grad, w.spikes, w.weight_sums,
                first_step);
 }

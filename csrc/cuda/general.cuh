@@ -23,7 +23,7 @@ struct Workspace {
   T* grad;                // [2, N, C, padded map]: of the gates' norms, then of their inputs
   T* grad_spikes;         // of s_t through the gates of step t + 1
   double* partial_sums;   // [N, C, kChannelSums]; summed over the steps
-  double* weight_sums;    // as WeightTiles cuts them; summed over the steps
+  T* weight_sums;         // as WeightTiles cuts them; summed over the steps
   T* packed;              // the gates' weights as gate_convolutions reads them
   T* transposed;          // and as its transpose does
 };

@@ -2,8 +2,8 @@
 // of the weights. Any kernel size, channels per group and map; float and double.
 //
 // They read maps with their halo of zeros (PaddedMap), so that no tap asks where it is. A thread holds a tile of sums
-// in registers: what one load brings serves 8 products or more. Images are one row of N H W pixels, so that small maps
-// fill the warps, too.
+// in registers, so that what one load brings serves several products. Pixels of all samples are dealt to the threads in
+// one row, so that small maps fill the warps, too.
 #pragma once
 
 #include "../params.h"
@@ -33,7 +33,7 @@ struct PaddedMap {
 constexpr int kBehind = 96;
 STC_HD int64_t padded_elements(const Shape& s) { return s.samples * s.channels * PaddedMap(s).area + kBehind; }
 
-// Channels of a group that a thread, or in the weight gradient a warp, takes together; those beyond the group are zero.
+// Channels of a group that a thread of the convolutions takes together; those beyond the group have weights of zero.
 template <class T>
 STC_HD int conv_chunk(int64_t in_group) {
   return sizeof(T) == 4 && in_group > 4 ? 8 : 4;
@@ -216,25 +216,31 @@ __global__ void __launch_bounds__(kConvThreads, kConvBlocks<T>)
 
 // ---- gradient of the weights -------------------------------------------------------------------------------------
 
-// A warp has Chunk outputs of both pathways, one input and Taps neighbours of a kernel row, and sums over its part of
+// A warp has kChunk outputs of both pathways, one input and Taps neighbours of a kernel row, and sums over its part of
 // the maps. It walks along a padded map from the first pixel to the last, through the zeros at the ends of rows, where
-// z' is 0, in lines of kLine places: without a thought for rows, one address serves all of a line.
+// z' is 0, in lines of kLine places: without a thought for rows, one address serves all of a line. Where maps are
+// small, a line has several of them.
 struct WeightTiles {
   static constexpr int kChunk = 4, kWarps = kConvThreads / 32;
-  static constexpr int kLine = 64, kBatch = 32;  // lines that a warp sums in single precision
-  static constexpr int kWantedWarps = 8192;      // fill the largest cards
-  int64_t chunks, pieces;                        // of a group's outputs; of a kernel row
-  int64_t tiles;                                 // of all weights
-  int64_t places, lines;                         // of a map
-  int64_t splits;                                // of all lines
+  static constexpr int kLine = 64;           // places
+  static constexpr int kBatch = 32;          // lines that a warp sums in single precision
+  static constexpr int kWantedWarps = 8192;  // fill the largest cards
+  int64_t chunks, pieces;                    // of a group's outputs; of a kernel row
+  int64_t tiles;                             // of all weights
+  int64_t places;                            // of a map
+  int maps;                                  // of a line where they are small, else 0
+  int64_t lines_of_map, lines;               // of a map where it is not small; of all
+  int64_t splits;                            // of the lines
 
   STC_HD explicit WeightTiles(const Shape& s)
       : chunks(conv_chunks(s.channels / s.groups, kChunk)),
         pieces((s.kernel + taps(s) - 1) / taps(s)),
         tiles(s.groups * chunks * (s.channels / s.groups) * s.kernel * pieces),
         places((s.height - 1) * PaddedMap(s).width + s.width),
-        lines((places + kLine - 1) / kLine) {
-    const int64_t most = (s.samples * lines + kBatch - 1) / kBatch;
+        maps(places > kLine / 2 ? 0 : kLine / int(places)),
+        lines_of_map((places + kLine - 1) / kLine),
+        lines(maps ? (s.samples + maps - 1) / maps : s.samples * lines_of_map) {
+    const int64_t most = (lines + kBatch - 1) / kBatch;
     splits = (kWantedWarps + tiles - 1) / (tiles > 0 ? tiles : 1);
     if (splits > most) splits = most;
     if (splits < 1) splits = 1;
@@ -244,15 +250,72 @@ struct WeightTiles {
   STC_HD int64_t blocks() const { return (splits * tiles + kWarps - 1) / kWarps; }
 };
 
+// A lane's places in one line after another: elements from the first pixel of the first sample.
+template <bool Small>
+class Places;
+
+template <>
+class Places<false> {
+ public:
+  __device__ Places(const WeightTiles& cut, const Shape&, int64_t sample_size, int64_t line)
+      : lane_(int(threadIdx.x % 32)),
+        in_map_(line % cut.lines_of_map),
+        here_(line / cut.lines_of_map * sample_size + in_map_ * WeightTiles::kLine + lane_) {}
+
+  __device__ __forceinline__ bool on_map(const WeightTiles& cut, int i) const {
+    return in_map_ * WeightTiles::kLine + i * 32 + lane_ < cut.places;
+  }
+  __device__ __forceinline__ int64_t at(int i) const { return here_ + i * 32; }
+  __device__ __forceinline__ void next(const WeightTiles& cut, int64_t sample_size) {
+    here_ += WeightTiles::kLine;
+    if (++in_map_ == cut.lines_of_map) {
+      in_map_ = 0;
+      here_ += sample_size - cut.lines_of_map * WeightTiles::kLine;
+    }
+  }
+
+ private:
+  int lane_;
+  int64_t in_map_, here_;
+};
+
+template <>
+class Places<true> {
+ public:
+  __device__ Places(const WeightTiles& cut, const Shape& s, int64_t sample_size, int64_t line) {
+#pragma unroll
+    for (int i = 0; i < WeightTiles::kLine / 32; ++i) {
+      const int slot = i * 32 + int(threadIdx.x % 32), map = slot / int(cut.places);
+      const int64_t sample = line * cut.maps + map;
+      left_[i] = map < cut.maps ? s.samples - sample : 0;
+      here_[i] = sample * sample_size + slot % int(cut.places);
+    }
+  }
+
+  __device__ __forceinline__ bool on_map(const WeightTiles&, int i) const { return left_[i] > 0; }
+  __device__ __forceinline__ int64_t at(int i) const { return here_[i]; }
+  __device__ __forceinline__ void next(const WeightTiles& cut, int64_t sample_size) {
+#pragma unroll
+    for (int i = 0; i < WeightTiles::kLine / 32; ++i) {
+      left_[i] -= cut.maps;
+      here_[i] += cut.maps * sample_size;
+    }
+  }
+
+ private:
+  int64_t left_[WeightTiles::kLine / 32];  // samples from this place's on; 0 or less: none
+  int64_t here_[WeightTiles::kLine / 32];
+};
+
 // sums [splits][tiles][kPaths][kChunk][Taps] += the gradients z' of the convolutions, [kPaths][N, C, padded map],
 // correlated with the spikes [N, C, padded map]. One warp a split and tile; a block's warps read the same z'. Outputs
 // and taps that a tile has too many are sums that nobody reads.
-template <class T, int Taps>
+template <class T, int Taps, bool Small>
 __global__ void __launch_bounds__(kConvThreads, kConvBlocks<T>)
-    weight_sums(Shape s, WeightTiles cut, const T* __restrict__ grad, const T* __restrict__ spikes, double* sums,
+    weight_sums(Shape s, WeightTiles cut, const T* __restrict__ grad, const T* __restrict__ spikes, T* sums,
                 bool first_step) {
   constexpr int kChunk = WeightTiles::kChunk, kSums = kPaths * kChunk * Taps, kKept = (kSums + 31) / 32;
-  constexpr int kLine = WeightTiles::kLine, kMine = kLine / 32;
+  constexpr int kMine = WeightTiles::kLine / 32;
   const int lane = int(threadIdx.x % 32);
   const int64_t warp = int64_t(blockIdx.x) * WeightTiles::kWarps + threadIdx.x / 32;
   if (warp >= cut.splits * cut.tiles) return;
@@ -272,22 +335,23 @@ __global__ void __launch_bounds__(kConvThreads, kConvBlocks<T>)
       z[path][c] = grad + path * s.samples * sample_size + (group * in_group + channel) * map.area + map.at(0, 0);
     }
 
-  const int64_t all = s.samples * cut.lines, end = (split + 1) * all / cut.splits;
-  int64_t line = split * all / cut.splits;
-  int64_t in_map = line % cut.lines, here = line / cut.lines * sample_size + in_map * kLine + lane;
+  const int64_t end = (split + 1) * cut.lines / cut.splits;
+  int64_t line = split * cut.lines / cut.splits;
+  Places<Small> places(cut, s, sample_size, line);
   double kept[kKept] = {};  // sum i in lane i % 32
   while (line < end) {
     const int64_t batch_end = line + WeightTiles::kBatch < end ? line + WeightTiles::kBatch : end;
     T sum[kPaths][kChunk][Taps] = {};
 #pragma unroll 1
     for (; line < batch_end; ++line) {
+      // Beside the map lie other channels, whose numbers may not be finite.
       T spike[kMine][Taps];
       bool on_map[kMine];
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
-        on_map[i] = in_map * kLine + i * 32 + lane < cut.places;
+        on_map[i] = places.on_map(cut, i);
 #pragma unroll
-        for (int t = 0; t < Taps; ++t) spike[i][t] = spikes[here + i * 32 + t];
+        for (int t = 0; t < Taps; ++t) spike[i][t] = on_map[i] ? spikes[places.at(i) + t] : T(0);
       }
 #pragma unroll
       for (int path = 0; path < kPaths; ++path)
@@ -295,15 +359,11 @@ __global__ void __launch_bounds__(kConvThreads, kConvBlocks<T>)
         for (int c = 0; c < kChunk; ++c)
 #pragma unroll
           for (int i = 0; i < kMine; ++i) {
-            const T of_output = on_map[i] ? z[path][c][here + i * 32] : T(0);  // else of another channel, maybe inf
+            const T of_output = on_map[i] ? z[path][c][places.at(i)] : T(0);
 #pragma unroll
             for (int t = 0; t < Taps; ++t) sum[path][c][t] += of_output * spike[i][t];
           }
-      here += kLine;
-      if (++in_map == cut.lines) {
-        in_map = 0;
-        here += sample_size - cut.lines * kLine;
-      }
+      places.next(cut, sample_size);
     }
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
@@ -317,14 +377,14 @@ __global__ void __launch_bounds__(kConvThreads, kConvBlocks<T>)
   for (int k = 0; k < kKept; ++k) {
     const int i = k * 32 + lane;
     if (i >= kSums) continue;
-    double& sum = sums[warp * kSums + i];
-    sum = first_step ? kept[k] : sum + kept[k];
+    T& sum = sums[warp * kSums + i];
+    sum = T(first_step ? kept[k] : sum + kept[k]);
   }
 }
 
 // One weight of both pathways a thread.
 template <class T>
-__global__ void weight_gradients(Shape s, WeightTiles cut, const double* sums, T* temporal, T* spatial) {
+__global__ void weight_gradients(Shape s, WeightTiles cut, const T* sums, T* temporal, T* spatial) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, in_group = s.channels / s.groups;
   if (i >= s.channels * in_group * s.kernel * s.kernel) return;
   const int64_t taps = WeightTiles::taps(s), count = kPaths * WeightTiles::kChunk * taps;
@@ -335,7 +395,7 @@ __global__ void weight_gradients(Shape s, WeightTiles cut, const double* sums, T
   const int64_t place = tile * count + output % WeightTiles::kChunk * taps + kx % taps;
   double a = 0, b = 0;
   for (int64_t split = 0; split < cut.splits; ++split) {
-    const double* of_split = sums + split * cut.tiles * count + place;
+    const T* of_split = sums + split * cut.tiles * count + place;
     a += of_split[0];
     b += of_split[WeightTiles::kChunk * taps];
   }

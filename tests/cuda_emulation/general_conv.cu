@@ -9,7 +9,7 @@ namespace {
 
 template <class T, int Chunk, int Kernel>
 int run(const Shape& s, int splits, const T* temporal, const T* spatial, const T* spikes, const T* grad, T* packed,
-        T* transposed, double* sums, T* z, T* grad_spikes, T* grad_temporal, T* grad_spatial) {
+        T* transposed, T* sums, T* z, T* grad_spikes, T* grad_temporal, T* grad_spatial) {
   Launcher launch(nullptr);
   const int64_t weights = packed_weights(s, Chunk), in_group = s.channels / s.groups;
   const int64_t blocks = conv_pixel_blocks<T>(s) * s.groups * conv_chunks(in_group, Chunk);
@@ -21,7 +21,9 @@ int run(const Shape& s, int splits, const T* temporal, const T* spatial, const T
                grad_spikes);
   WeightTiles cut(s);
   cut.splits = splits;
-  const auto kernel = WeightTiles::taps(s) == 5 ? weight_sums<T, 5> : weight_sums<T, 3>;
+  const bool five = WeightTiles::taps(s) == 5;
+  const auto kernel = cut.maps ? (five ? weight_sums<T, 5, true> : weight_sums<T, 3, true>)
+                               : (five ? weight_sums<T, 5, false> : weight_sums<T, 3, false>);
   for (bool first_step : {true, false})
     launch.start(kernel, dim3(unsigned(cut.blocks())), kConvThreads, 0, s, cut, grad, spikes, sums, first_step);
   launch.flat(weight_gradients<T>, s.channels * in_group * s.kernel * s.kernel, s, cut, sums, grad_temporal,
@@ -34,8 +36,8 @@ int run(const int64_t* sizes, int splits, bool any_kernel, void* const* a) {
   const Shape s{1, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[5]};
   const auto at = [&](int i) { return static_cast<T*>(a[i]); };
   const auto call = [&](auto chunk, auto kernel) {
-    return run<T, decltype(chunk)::value, decltype(kernel)::value>(
-        s, splits, at(0), at(1), at(2), at(3), at(4), at(5), static_cast<double*>(a[6]), at(7), at(8), at(9), at(10));
+    return run<T, decltype(chunk)::value, decltype(kernel)::value>(s, splits, at(0), at(1), at(2), at(3), at(4), at(5),
+                                                                   at(6), at(7), at(8), at(9), at(10));
   };
   const auto with_kernel = [&](auto chunk) {
     if (!any_kernel && s.kernel == 3) return call(chunk, std::integral_constant<int, 3>());
