@@ -43,8 +43,7 @@ bool backward_in_fours(const ScanBackward<T>& p) {
 
 // The shape of the sums over the steps: of fours of neurons, where all fours lie in one channel.
 ScanShape summed_shape(ScanShape s, bool four) {
-  if (!four) return s;
-  if (s.channel_stride % 4) return s;
+  if (!four || s.channel_stride % 4) return s;
   s.neurons /= 4;
   s.channel_stride /= 4;
   return s;

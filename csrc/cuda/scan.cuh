@@ -68,8 +68,7 @@ __device__ __forceinline__ void store_stored(T* array, int64_t first, Storage st
   store<Width>(array, first, from);
 }
 
-// The coefficients of neighbours. One division serves them all, of 32 bits where those do: those of 64 took a quarter
-// of a forward pass.
+// The coefficients of neighbours, whose channels follow from that of the first.
 template <class Cell, int Width, class T>
 __device__ __forceinline__ void coefficients(const ScanInputs<T>& in, int64_t first, typename Cell::K (&k)[Width]) {
   const ScanShape& s = in.shape;
