@@ -315,7 +315,8 @@ def traffic(layer: Layer, plan: KernelPlan, what: str) -> tuple[float, float]:
         return (8.0 if what == "inference" else 12.0 + stats) + (12.0 / layer.steps if layer.carried else 0.0), again
     attached = what == "attached"
     before = (layer.steps - 1) / layer.steps  # steps that have one before them
-    again += 0.0 if plan.cached_u else 4.0 * (3 if attached else 2) * before
+    # u of the step before, and attached ds/du: to its array and from it
+    again += 0.0 if plan.cached_u else 24.0 if attached else 16.0 + 4.0 / layer.steps
     again += 8.0 * before if attached else 0.0
     return 4 * 4.0 + 8.0 + 1 / 8 + stats, again
 

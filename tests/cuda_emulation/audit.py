@@ -50,10 +50,15 @@ STATES = {"v", "spikes_before", "v_out", "grad_v_out", "grad_v", "grad_spikes"}
 
 @dataclasses.dataclass
 class Row:
-    """One buffer in one pass; bytes per neuron and step."""
+    """One buffer in one pass; bytes per neuron and step.
+
+    Attributes:
+        kind: ``"sequence"``, ``"state"``, ``"kept"``, what a block keeps of the step at hand for want of room on chip,
+            or ``"parameter"``.
+    """
 
     name: str
-    kind: str  # "sequence", "state" or "parameter"
+    kind: str
     first: float
     again: float  # read or written when it had been touched before
 
@@ -66,15 +71,23 @@ def first_touches(rows: list[Row]) -> float:
 
 
 def rereads(rows: list[Row]) -> float:
-    return sum(row.again for row in rows if row.kind == "sequence")
+    """What is kept counts in full: caches serve it, its first touch too."""
+    return sum(row.again for row in rows if row.kind == "sequence") + sum(
+        row.first + row.again for row in rows if row.kind == "kept"
+    )
 
 
-def _classify(name: str, size: int, neurons: int) -> tuple[str, str]:
+def _classify(name: str, size: int, case: oracle.Case) -> tuple[str, str]:
     """A readable name, and the kind. Arrays of the workspace have numbers only; their sizes give them away."""
     if name.startswith("workspace"):
-        gates = "gradients of the gates"  # together or each pathway by itself
-        known = {8 * neurons: gates, 4 * neurons: gates, neurons // 8: "spike bits"}
-        return (known[size], "sequence") if size in known else (f"{name}, {size:,} bytes", "parameter")
+        neurons, gates = case.neurons, "gradients of the gates"  # together or each pathway by itself
+        known = {
+            8 * neurons: (gates, "sequence"),
+            4 * neurons: (gates, "sequence"),
+            neurons // 8: ("spike bits", "sequence"),
+            4 * neurons // case.steps: ("u of the step before", "kept"),
+        }
+        return known.get(size, (f"{name}, {size:,} bytes", "parameter"))
     return name, "sequence" if name in SEQUENCES else "state" if name in STATES else "parameter"
 
 
@@ -82,7 +95,7 @@ def _rows(case: oracle.Case) -> list[Row]:
     rows: dict[str, Row] = {}
     for name, t in load().traffic().items():
         if t["touched"]:
-            label, kind = _classify(name, t["bytes"], case.neurons)
+            label, kind = _classify(name, t["bytes"], case)
             row = rows.setdefault(label, Row(label, kind, 0.0, 0.0))
             row.first += t["touched"] / case.neurons
             row.again += (t["read"] + t["written"] - t["touched"]) / case.neurons
@@ -119,7 +132,7 @@ def lines(table: Table) -> Iterator[str]:
         yield f"{title:44}{'first touch':>12}{'again':>10}"
         for row in rows:
             yield f"  {row.kind:10}{row.name:32}{row.first:12.3f}{row.again:10.3f}"
-        yield f"  {'all sequences':42}{first_touches(rows):12.3f}{rereads(rows):10.3f}"
+        yield f"  {'in all':42}{first_touches(rows):12.3f}{rereads(rows):10.3f}"
         yield ""
 
 
