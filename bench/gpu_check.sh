@@ -88,8 +88,9 @@ tests=("$PYTHON" -m pytest -q -p no:cacheprovider --durations=5)
 step build 360 env STC_CUDA_FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$architecture" "$PYTHON" setup.py build_ext --inplace
 # A build for the CPU alone would skip every test and pass.
 step import 60 "$PYTHON" -c 'import stc_cuda as s; i = s.build_info(); print(i); raise SystemExit(i["cuda"] is None)'
-# Left out: files that test nothing on a GPU, some of which need packages of their own, and the emulation's.
-step suite 240 "${tests[@]}" "${workers[@]}" tests -k 'cuda and not emulated' \
+# Left out: files that test nothing on a GPU, some of which need packages of their own, and the emulation's. -s: should a
+# worker crash, its C++ frames reach the log.
+step suite 240 "${tests[@]}" -s "${workers[@]}" tests -k 'cuda and not emulated' \
   --ignore=tests/test_{cuda_compile,cuda_kernels,data,datasets,demo,emulation,loading,metrics,readme,train,train_processes}.py
 step twins 90 "${tests[@]}" tests/test_emulation.py -k gpu
 # torch.compile is not among the rivals here: it takes longer than all of the rest.

@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Workers of pytest-xdist share the cores.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    if torch.cuda.is_available():  # a crash names its C++ frames, too, under ``pytest -s``
+        torch._C._set_print_stack_traces_on_fatal_signal(True)
 
 
 def _params(names: list[str]) -> list[object]:
