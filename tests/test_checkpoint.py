@@ -193,11 +193,20 @@ def test_a_weight_too_few_and_one_too_many(tmp_path: Path) -> None:
         ({}, r"got a dictionary with nothing, expected a state dict"),
         ({"epoch": 3, "lr": 0.1}, r"got a dictionary with 'epoch', 'lr', expected a state dict"),
         ({"state_dict": {"a": 1}}, r"got a dictionary with 'a', expected a state dict"),
+        (
+            {"a": torch.zeros(2), "bn.batches": torch.tensor(3), "n": 1},
+            r"got a dictionary with 'bn\.batches' \(int64\), 'n' \(int\) among its tensors, expected a state dict",
+        ),
+        (
+            {"a": torch.zeros(2), "b": torch.zeros(2).to_sparse(), "c": torch.zeros(2, device="meta")},
+            r"with 'b' \(float32, torch\.sparse_coo\), 'c' \(float32, meta\) among its tensors",
+        ),
+        ({"module.a": torch.zeros(2), "a": torch.zeros(2)}, r"got 'a' with two prefixes, expected every name once"),
         ({"weight": torch.zeros(2)}, r"(?s)does not fit the model.*no layers cell_list\.0"),
         ({"cell": Danger()}, r"cannot be read as a checkpoint of tensors and plain values"),
         ({"state_dict": {}, "hook": Danger()}, r"cannot be read as a checkpoint of tensors and plain values"),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_not_a_checkpoint(tmp_path: Path, content: object, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path, content)
@@ -224,10 +233,36 @@ def test_a_truncated_file(tmp_path: Path, kept: float) -> None:
     refused(SpikingPredictor("stclif", **SMALL), path, r"checkpoint\.pth: cannot be read as a checkpoint")
 
 
-def test_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("<html>404: not found</html>", "Unsupported operand 60"),
+        ("version https://git-lfs.github.com/spec/v1", "Unsupported operand 118"),
+        ("hello", "KeyError: 101"),
+        ("", "EOFError"),
+    ],
+)
+def test_text(tmp_path: Path, text: str, cause: str) -> None:
+    """And without PyTorch's advice to load it with weights_only=False."""
     path = tmp_path / "checkpoint.pth"
-    path.write_text("<html>404: not found</html>")
-    refused(SpikingPredictor("stclif", **SMALL), path, r"checkpoint\.pth: cannot be read as a checkpoint")
+    path.write_text(text)
+    match = rf"checkpoint\.pth: cannot be read as a checkpoint of tensors and plain values: {cause}\Z"
+    refused(SpikingPredictor("stclif", **SMALL), path, match)
+
+
+def test_prefixes_of_some_keys(tmp_path: Path) -> None:
+    weights = small("stclif")
+    mixed = {("module." if i % 2 else "model.module.") + name: x for i, (name, x) in enumerate(weights.items())}
+    model = SpikingPredictor("stclif", **SMALL)
+    model.load_official_checkpoint(save(tmp_path, mixed))
+    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+
+
+def test_a_model_without_memory(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = SpikingPredictor("stclif", **SMALL)
+    with pytest.raises(ValueError, match=r"model: got weights on the meta device.*model\.to_empty\(\)"):
+        model.load_official_checkpoint(save(tmp_path, small("stclif")))
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def read_official_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads the weights from ``checkpoint.pth`` or ``latest.pth`` of the authors' training.
 
     The first is a state dict, the second has one under ``"state_dict"``; prefixes ``module.`` and ``model.`` are taken
-    off. Nothing in the file is executed (``weights_only``), and everything is read onto the CPU.
+    off each key. Nothing in the file is executed (``weights_only``), and everything is read onto the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -29,7 +29,7 @@ def read_official_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the file cannot be opened; a broken archive is an OSError without a name
         raise ValueError(
-            f"{os.fspath(path)}: cannot be read as a checkpoint of tensors and plain values: {error}"
+            f"{os.fspath(path)}: cannot be read as a checkpoint of tensors and plain values: {_cause(error)}"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -38,21 +38,33 @@ def read_official_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{os.fspath(path)}: got {_kind(content)}, expected a state dict (names and dense floating-point "
             "tensors), alone or as the entry 'state_dict'"
         )
-    weights = {str(key): value for key, value in content.items()}
-    while any(all(key.startswith(prefix) for key in weights) for prefix in PREFIXES):
-        weights = {key.split(".", 1)[1]: value for key, value in weights.items()}
+    weights: dict[str, Tensor] = {}
+    for key, value in content.items():
+        name = str(key)
+        while name.startswith(PREFIXES):
+            name = name.split(".", 1)[1]
+        if name in weights:
+            raise ValueError(f"{os.fspath(path)}: got {name!r} with two prefixes, expected every name once")
+        weights[name] = value
     return weights
 
 
 def load_official_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Loads the authors' weights into ``model``, all of them or none.
 
+    The files of LM-H and TC-LIF have the same names and shapes, so that each loads into the other.
+
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_official_checkpoint`; a ValueError also when the checkpoint is
-            that of another model. It says how both look, and the model keeps its weights.
+        FileNotFoundError, ValueError: as :func:`read_official_checkpoint`; a ValueError also when the names and shapes
+            are not the model's. It says how both look, and the model keeps its weights. And one when the model has no
+            memory yet.
     """
     weights = read_official_checkpoint(path)
     own = model.state_dict()
+    if any(value.is_meta for value in own.values()):
+        raise ValueError(
+            "model: got weights on the meta device, expected memory to load into; call model.to_empty() first"
+        )
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
     shapes = [
@@ -103,6 +115,14 @@ def _is_weight(x: object) -> bool:
     return isinstance(x, Tensor) and x.layout == torch.strided and x.is_floating_point() and not x.is_meta
 
 
+def _cause(error: Exception) -> str:
+    """In a line; of what weights_only refuses without PyTorch's advice to go on without it."""
+    _, found, refused = str(error).partition("WeightsUnpickler error:")
+    if found:
+        return refused.strip().split("\n")[0].strip()
+    return f"{type(error).__name__}{': ' if str(error) else ''}{error}"
+
+
 def _some(title: str, items: list[str], count: int = 4) -> list[str]:
     if not items:
         return []
@@ -111,6 +131,16 @@ def _some(title: str, items: list[str], count: int = 4) -> list[str]:
 
 
 def _kind(content: Any) -> str:
-    if isinstance(content, Mapping):
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    if not any(map(_is_weight, content.values())):
         return f"a dictionary with {', '.join(map(repr, list(content)[:6])) or 'nothing'}"
-    return f"a {type(content).__name__}"
+    other = [f"{key!r} ({_what(x)})" for key, x in content.items() if not _is_weight(x)]
+    return f"a dictionary with {', '.join(other[:4])}{' ...' if len(other) > 4 else ''} among its tensors"
+
+
+def _what(x: object) -> str:
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    kind = str(x.dtype).removeprefix("torch.")
+    return kind if x.layout == torch.strided and not x.is_meta else f"{kind}, {'meta' if x.is_meta else x.layout}"
