@@ -112,6 +112,9 @@ def _kernel_arguments(
     all_channels: bool,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """Threshold [C], coefficients [K, C] and states as the operators take them; C may be 1 unless ``all_channels``."""
+    # Before anything is computed from them: parameters of 16 bits may be near those at which a coefficient is 0.
+    dtype = state_dtype(current.dtype)
+    parameters = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in parameters.items()}
     if cell.threshold is not None:
         threshold = cell.threshold(**parameters)
     coefficients = cell.coefficients(**parameters)

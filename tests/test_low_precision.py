@@ -11,13 +11,14 @@ import dataclasses
 import oracle
 import pytest
 import torch
-from oracle import INPUTS, Case, Problem, make_problem
+from oracle import NEURONS, Case, Problem, make_problem, random_case_of
 from torch import Tensor
 
 import stc_cuda
 
 SHORT = [torch.float16, torch.bfloat16]
-STATE = ("v", "v_seq")  # names of inputs, outputs and upstream gradients that are float32 whatever the current is
+# Names of inputs, outputs and upstream gradients that are float32 whatever the current is.
+STATE = ("v", "dendrite", "v_seq")
 
 # Sizes that the persistent kernels take and others, aligned rows and ragged ones.
 CASES = [
@@ -37,11 +38,11 @@ def rounded(problem: Problem, dtype: torch.dtype, parameters: torch.dtype) -> Pr
     def store(name: str, x: Tensor | None) -> Tensor | None:
         if x is None or name in STATE:
             return x
-        is_parameter = "weight" in name or "bias" in name
+        is_parameter = name not in ("current", "spikes") and name in problem.inputs
         near = torch.empty_like(x, dtype=dtype).copy_(x)
         return near.to(parameters) if is_parameter else near
 
-    inputs = {name: store(name, problem.inputs[name]) for name in INPUTS}
+    inputs = {name: store(name, x) for name, x in problem.inputs.items()}
     upstream = {name: store(name, x) for name, x in problem.upstream.items()}
     return dataclasses.replace(problem, inputs=inputs, upstream=upstream)  # type: ignore[arg-type]
 
@@ -52,11 +53,24 @@ def rounded(problem: Problem, dtype: torch.dtype, parameters: torch.dtype) -> Pr
 def test_equals_float32_on_the_same_values(
     case: Case, dtype: torch.dtype, parameters: str, any_backend: str, poison: None
 ) -> None:
-    problem = rounded(make_problem(case, torch.float32), dtype, dtype if parameters == "short" else torch.float32).to(
-        device=oracle.device_of(any_backend)
-    )
-    found = oracle.run(oracle.kernel(any_backend), problem)
-    wide = oracle.run(oracle.kernel(any_backend), problem.to(dtype=torch.float32))
+    check_equal_to_float32(case, dtype, dtype if parameters == "short" else torch.float32, any_backend)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("neuron", [name for name in NEURONS if name != "stc_lif"])
+def test_every_neuron_equals_float32(neuron: str, dtype: torch.dtype, any_backend: str, poison: None) -> None:
+    """Of parameters that are no longer those a layer starts from, whose coefficients 16 bits hold exactly."""
+    cases = [random_case_of(neuron, seed) for seed in range(7000, 7040)]
+    for case in [case for case in cases if case.multiplications <= 30_000][:4]:
+        for parameters in (dtype, torch.float32):
+            check_equal_to_float32(case, dtype, parameters, any_backend)
+
+
+def check_equal_to_float32(case: Case, dtype: torch.dtype, parameters: torch.dtype, backend: str) -> None:
+    problem = rounded(make_problem(case, torch.float32), dtype, parameters).to(device=oracle.device_of(backend))
+    run = oracle.kernel(backend, case.neuron)
+    found = oracle.run(run, problem)
+    wide = oracle.run(run, problem.to(dtype=torch.float32))
     for name, x in found.outputs.items():
         assert x.dtype == (torch.float32 if name in STATE else dtype), name
         assert torch.equal(x.float(), wide.outputs[name].to(x.dtype).float()), name
