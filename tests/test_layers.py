@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import oracle
@@ -674,11 +675,71 @@ def test_training_lowers_a_loss(neuron: str) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_hooks_on_parts_that_are_not_called_are_refused() -> None:
+@pytest.mark.parametrize("part", ["conv_x", "conv_x.1", "conv_h", "conv_h.0", "conv_h.1", "conv_v", "conv_v.0"])
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+    ],
+)
+def test_hooks_on_parts_that_are_not_called_are_refused(part: str, register: str) -> None:
     made = layer()
-    made.conv_h[0].register_forward_pre_hook(lambda module, inputs: None)
-    with pytest.raises(RuntimeError, match=r"hooks: got a forward hook on Conv2d"):
+    made(sequence())
+    handle = getattr(made.get_submodule(part), register)(lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"hooks: got one on (Sequential|Conv2d|GroupNorm)\("):
         made(sequence())
+    handle.remove()
+    made(sequence())
+
+
+def test_hooks_on_the_convolution_that_is_called_run() -> None:
+    made, ran = layer(), []
+    made.conv_x[0].register_forward_hook(lambda *_: ran.append("forward"))
+    made.conv_x[0].register_full_backward_hook(lambda *_: ran.append("backward"))
+    made(sequence().requires_grad_()).sum().backward()
+    assert ran == ["forward", "backward"]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: setattr(m.conv_x[1], "eps", 0.1), r"conv_x\[1\]: got GroupNorm\(.*expected a GroupNorm of 2 groups"),
+        (lambda m: setattr(m.conv_h[1], "num_groups", 4), r"conv_h\[1\]: got GroupNorm\(4"),
+        (lambda m: m.conv_v.__setitem__(1, torch.nn.GroupNorm(2, 8, affine=False)), r"conv_v\[1\]: .*weight and bias"),
+        (lambda m: m.conv_x.__setitem__(1, torch.nn.BatchNorm2d(8)), r"conv_x\[1\]: got BatchNorm2d"),
+        (lambda m: m.conv_x.append(torch.nn.Dropout()), r"conv_x: got 3 modules, expected a convolution and its norm"),
+        (lambda m: m.conv_h.append(torch.nn.Dropout()), r"conv_h: got 3 modules"),
+        (lambda m: setattr(m.conv_h[0], "dilation", (2, 2)), r"conv_h\[0\]: got Conv2d\(.*dilation"),
+        (lambda m: setattr(m.conv_v[0], "bias", torch.nn.Parameter(torch.ones(8))), r"conv_v\[0\]: .*without bias"),
+        (lambda m: m.conv_v.__setitem__(0, torch.nn.Identity()), r"conv_v\[0\]: got Identity"),
+    ],
+    ids=range(9),
+)
+def test_parts_that_the_circuit_would_read_as_others_are_refused(
+    change: Callable[[stc_cuda.STCLIF], object], match: str
+) -> None:
+    made = layer()
+    made(sequence())
+    change(made)
+    made.reset()
+    with pytest.raises(RuntimeError, match=match):
+        made(sequence())
+    assert made.v is None
+
+
+@pytest.mark.parametrize("neuron", ["stclif", "stcplif", "stclmh", "glif"])
+def test_autocast_does_not_reach_the_reference(neuron: str) -> None:
+    """Its convolutions would round the gates to 16 bits, which kernels do not."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = []
+        for backend in ("cpu", "reference"):
+            made = layer(neuron, backend=backend)
+            made(sequence())
+            states.append(made.v)
+    assert error(*states) <= 1e-5 * size(states[0])
 
 
 @every_neuron

@@ -206,8 +206,8 @@ class CircuitLayer(NeuronLayer):
 
     The temporal one is ``conv_h``, the spatial one ``conv_v`` (the authors' names), both with norms like ``conv_x``.
 
-    Only ``conv_x[0]`` is called as a module; of the other parts the weights are read, and forward hooks on them are
-    refused.
+    Only ``conv_x[0]`` is called as a module; of the other parts the weights are read. What that would pass over is
+    refused: hooks on them, and parts that are not what the layer made (another norm, a dilation, one more module).
     """
 
     config: STCConfig
@@ -234,10 +234,7 @@ class CircuitLayer(NeuronLayer):
         return self.conv_x[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def _run(self, current: Tensor, states: dict[str, Tensor | None], spikes: Tensor | None) -> tuple[Tensor, ...]:
-        norm_x = cast(nn.GroupNorm, self.conv_x[1])
-        conv_h, norm_h = cast(nn.Conv2d, self.conv_h[0]), cast(nn.GroupNorm, self.conv_h[1])
-        conv_v, norm_v = cast(nn.Conv2d, self.conv_v[0]), cast(nn.GroupNorm, self.conv_v[1])
-        _refuse_hooks(norm_x, conv_h, norm_h, conv_v, norm_v)
+        (_, norm_x), (conv_h, norm_h), (conv_v, norm_v) = self._parts()
         return call_circuit(
             self.cell,
             self.config,
@@ -254,12 +251,58 @@ class CircuitLayer(NeuronLayer):
     def extra_repr(self) -> str:
         return f"groups={self.config.groups}, gradient_detach={self.config.gradient_detach}, {super().extra_repr()}"
 
+    def _parts(self) -> list[tuple[nn.Conv2d, nn.GroupNorm]]:
+        """The convolution and the norm of ``conv_x`` and of both pathways, checked to be read as what they are."""
+        found = []
+        for name in ("conv_x", "conv_h", "conv_v"):
+            pathway = self._modules[name]
+            assert isinstance(pathway, nn.Sequential)
+            _refuse_hooks(pathway)
+            parts = tuple(pathway._modules.values())
+            if len(parts) != 2:
+                raise RuntimeError(f"{name}: got {len(parts)} modules, expected a convolution and its norm")
+            conv, norm = cast(tuple[nn.Conv2d, nn.GroupNorm], parts)
+            if name != "conv_x":  # whose convolution is called
+                _refuse_hooks(conv)
+                _check_convolution(name, conv, self.config.groups)
+            _refuse_hooks(norm)
+            _check_norm(name, norm, self.config)
+            found.append((conv, norm))
+        return found
 
-def _refuse_hooks(*parts: nn.Module) -> None:
-    """The recurrence reads the weights of these parts and never calls them: a hook on them would silently not run."""
-    for part in parts:
-        if part._forward_hooks or part._forward_pre_hooks:
-            raise RuntimeError(
-                f"hooks: got a forward hook on {part}, whose weights the layer reads without calling it; put the hook "
-                "on the layer, or use torch.nn.utils.parametrize to change a weight"
-            )
+
+def _refuse_hooks(part: nn.Module) -> None:
+    """The recurrence reads the weights of this part and never calls it: a hook on it would silently not run."""
+    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        raise RuntimeError(
+            f"hooks: got one on {part}, whose weights the layer reads without calling it; put the hook on the layer, "
+            "or use torch.nn.utils.parametrize to change a weight"
+        )
+
+
+def _check_convolution(name: str, conv: nn.Module, groups: int) -> None:
+    if not (
+        isinstance(conv, nn.Conv2d)
+        and conv.bias is None
+        and conv.groups == groups
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding == (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+        and conv.padding_mode == "zeros"
+    ):
+        raise RuntimeError(
+            f"{name}[0]: got {conv}, expected a Conv2d of {groups} groups without bias, stride and dilation that keeps "
+            "the map's size: the layer reads its weight and never calls it"
+        )
+
+
+def _check_norm(name: str, norm: nn.Module, config: STCConfig) -> None:
+    if not (
+        isinstance(norm, nn.GroupNorm)
+        and norm.affine
+        and norm.num_groups == config.resolved_norm_groups
+        and norm.eps == config.eps
+    ):
+        raise RuntimeError(
+            f"{name}[1]: got {norm}, expected a GroupNorm of {config.resolved_norm_groups} groups and eps {config.eps} "
+            "with weight and bias: the layer reads these and never calls it"
+        )
