@@ -145,7 +145,7 @@ def _reference_arguments(
         **parameters,
         **states,
         **spikes,
-        "surrogate": config.surrogate_function or config.surrogate,
+        "surrogate": config.surrogate if config.surrogate_function is None else _elementwise(config.surrogate_function),
         "alpha": config.alpha,
         "detach_reset": config.detach_reset,
         "spiking": config.spiking,
@@ -162,7 +162,7 @@ def _run_reference(cell: Cell, current: Tensor, *weights: Tensor, **arguments: A
     """Under ordinary autograd; in one dtype, because the state is never of 16 bits."""
     if cell.equations is None:
         raise ValueError(f"backend: the reference has no equations of the neuron {cell.name!r}, only kernels have")
-    dtype = state_dtype(current.dtype)
+    dtype, device = state_dtype(current.dtype), current.device.type
 
     def convert(x: Any) -> Any:
         if isinstance(x, tuple):
@@ -170,7 +170,25 @@ def _run_reference(cell: Cell, current: Tensor, *weights: Tensor, **arguments: A
         return x.to(dtype) if isinstance(x, Tensor) else x
 
     arguments = {name: convert(x) for name, x in arguments.items()}
-    return cell.equations(current.to(dtype), *map(convert, weights), **arguments)
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return cell.equations(current.to(dtype), *map(convert, weights), **arguments)
+    with torch.autocast(device, enabled=False):  # which would give the gate convolutions 16-bit results
+        return cell.equations(current.to(dtype), *map(convert, weights), **arguments)
+
+
+def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A surrogate that is a function, held to what the equations expect of it."""
+
+    def fire(z: Tensor) -> Tensor:
+        spikes = function(z)
+        if not isinstance(spikes, Tensor) or spikes.shape != z.shape:
+            got = f"shape {list(spikes.shape)}" if isinstance(spikes, Tensor) else type(spikes).__name__
+            raise ValueError(
+                f"surrogate: got {got} from the function, expected spikes of the shape {list(z.shape)} that it is given"
+            )
+        return spikes.to(z.dtype)
+
+    return fire
 
 
 def call_scan(
@@ -255,7 +273,10 @@ def call_circuit(
             },
             **_reference_arguments(cell, config, parameters, threshold, states, {"spikes": spikes}),
         )
-        return (pack_spikes(spike_seq, config.groups) if config.packed_spikes else spike_seq.to(current.dtype), *rest)
+        if not config.packed_spikes:
+            return (spike_seq.to(current.dtype), *rest)
+        check_binary(spike_seq, True, "packed_spikes", "of the surrogate function, since only those can be packed")
+        return (pack_spikes(spike_seq, config.groups), *rest)
     threshold, coefficients, before = _kernel_arguments(cell, parameters, threshold, states, current, True)
     flat = (parameter for pair in norms for parameter in pair)
     return run_circuit(cell.name, config, current, *weights, spikes, *flat, threshold, coefficients, *before)

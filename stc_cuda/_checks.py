@@ -191,11 +191,13 @@ def check_circuit(
     _check_parameters(current, channels, parameters)
 
 
-def check_binary(spikes: torch.Tensor | None, spiking: bool) -> None:
+def check_binary(
+    spikes: torch.Tensor | None, spiking: bool, name: str = "spikes", where: str = "unless spiking=False"
+) -> None:
     """Initial spikes must be 0 or 1 in spiking mode. On a GPU this waits for them; not while a graph is captured."""
     if spikes is None or not spiking or torch.compiler.is_compiling():
         return
     if spikes.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     if not bool(((spikes == 0) | (spikes == 1)).all()):
-        raise ValueError("spikes: got values other than 0 and 1, expected 0/1 spikes unless spiking=False")
+        raise ValueError(f"{name}: got values other than 0 and 1, expected 0/1 spikes {where}")

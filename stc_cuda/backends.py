@@ -87,7 +87,7 @@ def runs_on_reference(config: NeuronConfig) -> bool:
             f"backend: {config.backend!r} was asked for, and no kernel knows the surrogate {name}; pass "
             "backend='auto' or 'reference' for the slow PyTorch path, or a surrogate by name (stc_cuda.Surrogate)"
         )
-    if name not in _warned_of and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and name not in _warned_of:  # in this order: Dynamo cannot hash the name
         _warned_of.add(name)
         warnings.warn(
             f"stc_cuda: no kernel knows the surrogate {name}, so calls with it run on the reference (plain PyTorch, "

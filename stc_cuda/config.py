@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,16 @@ SURROGATE_ALPHA: dict[str, float] = {
 }
 
 
+#: Of float32, in which most states are.
+LARGEST = 3.4e38
+
+
 def _require_finite(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
-    if not -math.inf < value < math.inf:  # a comparison, which torch.compile can trace for a symbolic number
-        raise ValueError(f"{name}: got {value}, expected a finite number")
+    # A comparison, which torch.compile can trace for a symbolic number.
+    if not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name}: got {value}, expected a finite number, of float32's range")
 
 
 def _require_count(name: str, value: object) -> None:

@@ -36,8 +36,8 @@ class Surrogate:
         alpha: steepness (dimensionless); ``None`` is the surrogate's own default, that of the table.
         spiking: ``False`` replaces the Heaviside step by the surrogate's primitive, the smooth step with this
             derivative: formulas in :mod:`stc_cuda.reference.surrogate`.
-        function: one's own: takes z and returns the spikes, with whatever gradient autograd has for it. No kernel knows
-            it, so the call runs on the reference, slowly, and warns of that once.
+        function: one's own: takes z and returns spikes of its shape, with whatever gradient autograd has for it. No
+            kernel knows it, so the call runs on the reference, slowly, and warns of that once.
     """
 
     name: str = "sigmoid"
@@ -59,19 +59,23 @@ class Surrogate:
 def as_surrogate(surrogate_function: object, argument: str = "surrogate_function") -> Surrogate:
     """Reads a name, a :class:`Surrogate`, a SpikingJelly surrogate object, or any other callable.
 
-    An object whose class is called like one of the table and that has an ``alpha`` is that surrogate (SpikingJelly's
-    ``PiecewiseQuadratic(alpha=2.0)``, say), soft where its ``spiking`` is false.
+    An object of a class of SpikingJelly's that is called like one of the table is that surrogate
+    (``PiecewiseQuadratic(alpha=2.0)``, say), soft where its ``spiking`` is false. Classes of others are functions,
+    whatever they are called, those derived from SpikingJelly's too: their gradients may be others.
 
     Raises:
         ValueError: an unknown name, or nothing that can be called.
     """
     if isinstance(surrogate_function, Surrogate):
         surrogate = surrogate_function
+        if surrogate.function is not None and not callable(surrogate.function):
+            raise ValueError(f"{argument}: got {surrogate.function!r} as its function, expected a callable")
     elif isinstance(surrogate_function, str):
         surrogate = Surrogate(surrogate_function)
     else:
         names = {name.replace("_", ""): name for name in SURROGATE_ALPHA}
-        known = names.get(type(surrogate_function).__name__.lower())
+        kind = type(surrogate_function)
+        known = names.get(kind.__name__.lower()) if kind.__module__.split(".")[0] == "spikingjelly" else None
         alpha = getattr(surrogate_function, "alpha", None)
         if known and isinstance(alpha, (int, float)):
             return Surrogate(known, float(alpha), bool(getattr(surrogate_function, "spiking", True)))

@@ -384,8 +384,18 @@ NEURONS: list[tuple[str, dict[str, object], dict[str, object], type[Exception], 
         {"neuron": "lif", "states": {"v": None}, "coefficients": (0.5, 0.5)},
         {"backend": "reference"},
         ValueError,
-        r"backend: the reference has no equations of the neuron 'lif'",
+        r"backend: got 'reference', expected what kernels can run.*call stc_cuda\.lif for it",
     ),
+    (
+        "scan",
+        {"neuron": "lif", "states": {"v": None}, "coefficients": (0.5, 0.5)},
+        {"surrogate": torch.sigmoid},
+        ValueError,
+        r"surrogate: got a function, expected what kernels can run.*call stc_cuda\.lif for it",
+    ),
+    ("lif", {}, {"tau": 1e-300}, ValueError, r"tau: got 1e-300, expected a finite time constant"),
+    ("lif", {}, {"alpha": 1e39}, ValueError, r"alpha: got 1e\+39, expected a finite number, of float32's range"),
+    ("lif", {}, {"v_threshold": -1e39}, ValueError, r"v_threshold: got -1e\+39, expected a finite number"),
 ]
 
 
@@ -650,6 +660,39 @@ def test_a_function_as_surrogate_takes_no_other_options() -> None:
     for options in ({"alpha": 2.0}, {"spiking": False}):
         with pytest.raises(ValueError, match="beside a surrogate that is a function"):
             stc_cuda.lif(current, surrogate=lambda z: (z >= 0).float(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (lambda z: z.sum(), r"surrogate: got shape \[\] from the function, expected spikes of the shape \[2, 3\]"),
+        (lambda z: None, r"surrogate: got NoneType from the function"),
+        (stc_cuda.Surrogate(function=3), r"surrogate: got 3 as its function, expected a callable"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_a_function_as_surrogate_returns(function: object, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        stc_cuda.lif(torch.zeros(1, 2, 3), surrogate=function, backend="reference")
+
+
+def test_a_function_may_return_truth_values() -> None:
+    current = torch.tensor([0.5, 1.5, 2.5]).reshape(1, 1, 3)
+    for v_reset in (None, 0.0):
+        found = stc_cuda.integrate_fire(current, v_reset=v_reset, surrogate=lambda z: z >= 0, backend="reference")
+        expected = stc_cuda.integrate_fire(current, v_reset=v_reset)
+        assert all(torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(found, expected, strict=True))
+
+
+def test_soft_spikes_of_a_function_are_not_packed() -> None:
+    given = arguments()
+    options = {"packed_spikes": True, "backend": "reference"}
+    with torch.no_grad():
+        hard = stc_cuda.stc_lif(**{**given, **options, "surrogate": lambda z: (z >= 0).to(z.dtype)})[0]
+        assert torch.equal(hard, stc_cuda.stc_lif(**{**given, "packed_spikes": True})[0])
+        with pytest.raises(
+            ValueError, match=r"packed_spikes: got values other than 0 and 1, expected 0/1 spikes of the"
+        ):
+            stc_cuda.stc_lif(**{**given, **options, "surrogate": torch.sigmoid})
 
 
 def test_scan_knows_the_states_of_its_neurons() -> None:

@@ -318,6 +318,21 @@ def test_layers_compile_into_one_graph(neuron: str) -> None:
             assert error(a.grad, b.grad) <= 1e-6 * size(b.grad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("neuron", ["lif", "stclif"])
+def test_layers_with_a_function_as_surrogate_compile(neuron: str) -> None:
+    made, plain = (layer(neuron, surrogate_function=fired_with_sigmoid) for _ in range(2))
+    x = sequence()
+    found = torch.compile(made, fullgraph=True, backend="aot_eager")(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(found, plain(x))
+
+
+def fired_with_sigmoid(z: Tensor) -> Tensor:
+    soft = torch.sigmoid(4 * z)
+    return (z >= 0).to(z.dtype) + soft - soft.detach()
+
+
 # --- state ----------------------------------------------------------------------------------------------------------
 
 
@@ -534,7 +549,9 @@ def test_channels_last(neuron: str, weights_too: bool) -> None:
 
 
 class Sigmoid:
-    """What SNN users pass: an object with alpha and spiking, named after the function."""
+    """What SNN users pass: an object of SpikingJelly's with alpha and spiking, named after the function."""
+
+    __module__ = "spikingjelly.activation_based.surrogate"
 
     def __init__(self, alpha: float = 4.0, spiking: bool = True) -> None:
         self.alpha = alpha
@@ -542,11 +559,11 @@ class Sigmoid:
 
 
 class ATan(Sigmoid):
-    pass
+    __module__ = Sigmoid.__module__
 
 
 class PiecewiseQuadratic(Sigmoid):
-    pass
+    __module__ = Sigmoid.__module__
 
 
 class LeakyKReLU(Sigmoid):
@@ -584,6 +601,26 @@ def test_surrogate_objects_matter() -> None:
     ]
     assert not torch.equal(grads[0], grads[1])
     assert not torch.equal(grads[1], grads[2])
+
+
+class Rect(Sigmoid):
+    """Called like a surrogate that kernels know, and with another meaning of alpha: the width."""
+
+    __module__ = __name__
+
+    def __call__(self, z: Tensor) -> Tensor:
+        slope = (z.abs() < self.alpha / 2).to(z.dtype) / self.alpha * z
+        return (z >= 0).to(z.dtype) + slope - slope.detach()
+
+
+def test_a_class_of_ones_own_is_a_function_whatever_it_is_called() -> None:
+    current = torch.tensor([1.0, 1.4, 3.2]).reshape(1, 1, 3).requires_grad_()
+    (found,) = torch.autograd.grad(
+        stc_cuda.integrate_fire(current, surrogate=Rect(4.0), backend="reference")[0].sum(), current
+    )
+    assert torch.equal(found.flatten(), torch.tensor([0.25, 0.25, 0.0]))
+    with pytest.raises(ValueError, match="no kernel knows the surrogate Rect"):
+        stc_cuda.integrate_fire(current, surrogate=Rect(4.0), backend="cpu")
 
 
 class OwnSurrogate:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .. import cells
 from .._call import States, Threshold, call_scan, kept, split_threshold, surrogate_options
+from ..backends import REFERENCE
 from ..cells import Cell, Coefficient
-from ..config import NeuronConfig
+from ..config import LARGEST, NeuronConfig
 
 
 @kept
@@ -57,8 +58,9 @@ def scan(
         states: tensors ``[N, *]`` before the first step by name, in the order of the cell's states; ``None`` = zeros.
             One called ``"spikes"`` holds the spikes of the step before.
         coefficients: the cell's, in its order; each a number or a tensor ``[1]`` or ``[C]``, which learns.
-        v_threshold, v_reset, surrogate, alpha, detach_reset, spiking, store_v_seq, backend: as for :func:`lif`; the
-            reference knows no neurons but those that have a function of their own.
+        v_threshold, v_reset, surrogate, alpha, detach_reset, spiking, store_v_seq, backend: as for :func:`lif`, but
+            for what only the reference runs, ``backend="reference"`` and a function as ``surrogate``: its equations
+            are those of the neurons' own functions and take parameters, not coefficients.
 
     Returns:
         ``(spikes, *states)`` without ``"spikes"``, and ``v_seq`` after them if ``store_v_seq``.
@@ -69,6 +71,12 @@ def scan(
     """
     number, threshold = split_threshold(v_threshold)
     config = _config(surrogate, alpha, spiking, number, v_reset, detach_reset, store_v_seq, backend)
+    if config.backend == REFERENCE or config.surrogate_function is not None:
+        got = f"backend: got {REFERENCE!r}" if config.backend == REFERENCE else "surrogate: got a function"
+        own = f"call stc_cuda.{neuron}" if neuron in cells.CELLS else "write a function for the neuron"
+        raise ValueError(
+            f"{got}, expected what kernels can run, since the reference takes no coefficients; {own} for it"
+        )
     if not isinstance(states, Mapping):
         raise TypeError(f"states: got {type(states).__name__}, expected tensors or None by name")
     if not isinstance(coefficients, Sequence):
@@ -99,8 +107,8 @@ def integrate_fire(
 ) -> tuple[Tensor, ...]:
     """Runs the integrate-and-fire neuron over a sequence: ``u_t = v_{t-1} + x_t``, then spike and reset as :func:`lif`.
 
-    It is SpikingJelly's ``IFNode`` (whose ``v_reset`` is 0 by default). Arguments, results and errors are those of
-    :func:`lif` without ``tau`` and ``decay_input``.
+    It is SpikingJelly's ``IFNode`` (whose ``v_reset`` is 0 by default, and which begins at ``v_reset``). Arguments,
+    results and errors are those of :func:`lif` without ``tau`` and ``decay_input``.
     """
     number, threshold = split_threshold(v_threshold)
     config = _config(surrogate, alpha, spiking, number, v_reset, detach_reset, store_v_seq, backend)
@@ -132,7 +140,8 @@ def lif(
         v_t = u_t (1 - s_t) + v_reset s_t                           (hard reset)
 
     With ``decay_input=False`` the input is ``x_t`` itself. With the defaults this is the LIF of the STC paper's
-    comparison, 0.5 v + 0.5 x; it is SpikingJelly's ``LIFNode`` too (whose ``v_reset`` is 0 by default).
+    comparison, 0.5 v + 0.5 x; it is SpikingJelly's ``LIFNode`` too (whose ``v_reset`` is 0 by default, and which begins
+    at ``v_reset``; this one at 0 unless ``v`` is given).
 
     Args:
         current: input ``[T, N, *]`` or ``[T, N, C, *]``, float32, float64, float16 or bfloat16. T and N may be 0. Any
@@ -162,8 +171,8 @@ def lif(
     """
     if isinstance(tau, bool) or not isinstance(tau, (int, float)):
         raise TypeError(f"tau: got {type(tau).__name__}, expected a number (plif has a decay that learns)")
-    if not 0 < tau < math.inf:
-        raise ValueError(f"tau: got {tau}, expected a finite time constant above 0")
+    if not 1 / LARGEST < tau < math.inf:  # 1 / tau is a coefficient
+        raise ValueError(f"tau: got {tau}, expected a finite time constant above 0, whose inverse float32 can hold")
     if not isinstance(decay_input, bool):
         raise TypeError(f"decay_input: got {type(decay_input).__name__}, expected True or False")
     number, threshold = split_threshold(v_threshold)
