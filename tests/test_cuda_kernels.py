@@ -169,6 +169,10 @@ def test_slice_under_address_sanitizer() -> None:
         f"{here / 'test_cuda_kernels.py'}::test_mode_is[asan]",
         f"{here / 'test_stc_parity.py'}::test_float32[{BACKEND}-0]",
         f"{here / 'test_stc_parity.py'}::test_float64[{BACKEND}-0]",
+        *(
+            f"{here / 'test_neuron_parity.py'}::test_float32[{BACKEND}-{name}-0]"
+            for name in ("glif", "tclif", "stc_lmh")
+        ),
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
