@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+
+def to_json(thing: Any) -> bytes:
+    """Plain values as a JSON file. Numbers that JSON has not (the PSNR of a frame that is met exactly) become the
+    strings ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``, which ``float`` reads."""
+    return (json.dumps(_finite(thing), indent=1, allow_nan=False) + "\n").encode()
+
+
+def _finite(thing: Any) -> Any:
+    if isinstance(thing, Mapping):
+        return {key: _finite(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple):
+        return [_finite(value) for value in thing]
+    if isinstance(thing, float) and not math.isfinite(thing):
+        return "NaN" if math.isnan(thing) else "Infinity" if thing > 0 else "-Infinity"
+    return thing
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from . import metrics, reference
 from ._build import build_info
-from ._files import write_atomically
+from ._files import to_json, write_atomically
 from .data import MovingMNIST
 from .functional import stc_lif
 from .models import SpikingPredictor, frames_to_patches
@@ -375,7 +374,7 @@ def main(argv: Sequence[str] | None = None, recipe: Recipe | None = None) -> int
         if arguments.readme is not None:
             write_atomically(arguments.readme / f"demo_{name}", data)
     write_atomically(out / "checkpoint.pth", weights.getvalue())
-    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(out / "results.json", to_json(results))
     print(f"\nWritten to {out}: {', '.join(pictures)}, checkpoint.pth, results.json")
     return 0
 

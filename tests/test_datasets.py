@@ -407,6 +407,8 @@ def test_bad_array_files(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"own\.npy could not be read as a \.npy file"):
         open_dataset("array", path, "train", **FOUR_OF_ONE)
+    with pytest.raises(TypeError, match=r"data: got dtype torch\.bfloat16, expected an array"):
+        ArrayVideos(torch.zeros(6, 4, 1, 3, 3, dtype=torch.bfloat16), "train", 1, 3)
     with pytest.raises(TypeError, match="data: got list, expected an array"):
         ArrayVideos([[0]], "train", 1, 3)  # type: ignore[arg-type]
 

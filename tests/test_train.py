@@ -500,6 +500,12 @@ def test_training_that_cannot_begin(tmp_path: Path, errors: Callable[[list[str]]
     assert "data.root" in errors(["train", "taxibj", *out, "--data-root", str(tmp_path)])
     assert "model.patch_size: got 3" in errors(["train", file, *out, "--set", "model.patch_size=3"])
     assert "device: got 'tpu'" in errors(["train", file, *out, "--device", "tpu"])
+    if "cuda" in stc_cuda.backend_names():
+        message = "model.backend: 'cuda' takes tensors on cuda, and current is on cpu"
+        assert message in errors(["train", file, *out, "--device", "cpu", "--set", "model.backend=cuda"])
+    np.save(tmp_path / "flat.npy", np.zeros((4, 4), np.float32))
+    found = errors(["train", file, *out, "--set", "data.name=array", "--data-root", str(tmp_path / "flat.npy")])
+    assert f"error: {tmp_path / 'flat.npy'}: got shape [4, 4]" in found
     if not torch.cuda.is_available():
         assert "torch sees no GPU" in errors(["train", file, *out, "--device", "cuda"])
     assert not (tmp_path / "run").exists()
@@ -608,6 +614,9 @@ def test_the_learning_rate_of_larger_batches() -> None:
         ("optimizer.lr=-1", "optimizer.lr: got -1, expected greater than 0"),
         ("optimizer.lr=.nan", "optimizer.lr: got nan, expected a finite number"),
         ("training.epochs=1.5", "training.epochs: got 1.5, expected a valid integer"),
+        ("optimizer.lr=1.0e+39", "optimizer.lr: got 1e+39, expected less than or equal to 1000000000000"),
+        ("model.backend=foo", "model.backend: got 'foo', expected one of 'auto', 'cpu'"),
+        ("data.frame_size=[16,16]", "data.frame_size: got 16, expected more than the 28 pixels of a digit"),
         ("model.groups=7", "model.hidden: got [64, 64], expected multiples of groups = 7"),
         ("model.neuron=resnet", "model.neuron: got 'resnet', expected 'lif', 'plif'"),
         ("data.frame_size=[64]", "data.frame_size: got [64], expected more values"),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ._base import (
@@ -135,8 +136,10 @@ def _choose(
             if own_validation or split == "test" or (path.parent / "validation.npy").is_file():
                 return source, where, np.arange(len(_check_array(array, where)))
     else:
-        source = array = data.detach().cpu().numpy() if isinstance(data, Tensor) else data
         where = "data"
+        if isinstance(data, Tensor) and data.dtype == torch.bfloat16:  # which numpy has not
+            raise TypeError(f"{where}: got dtype {data.dtype}, expected {LAYOUT}")
+        source = array = data.detach().cpu().numpy() if isinstance(data, Tensor) else data
     videos = len(_check_array(array, where))
     tested = held_out_count(videos, test_fraction, f"videos of {where}", "test")
     held = held_out_count(videos - tested, validation_fraction, f"training videos of {where}", "validation")

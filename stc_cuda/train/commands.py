@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._files import write_atomically
+from .._files import to_json, write_atomically
 from ..metrics import METRICS
 from ..models import SpikingPredictor
 from . import checkpoints, comparison
@@ -54,6 +53,7 @@ def train(
         config = configuration.load(source, changes)
         folder = Path("runs") / Path(source).stem if out is None else out
     with start(device) as processes:
+        configuration.check_backend(config, processes.device)
         held = state is None and (folder / checkpoints.STATE.format("last")).exists()
         if processes.broadcast(held):
             raise ConfigError(
@@ -146,6 +146,7 @@ def load_predictor(
             f"{path}: expected a run folder or a .safetensors file of one; for a .pth file of the STC authors' "
             "training, give its configuration as well, such as --preset moving_mnist"
         )
+    configuration.check_backend(config, device)
     return model.to(device, parameter_dtype(config.training.precision)).eval(), config
 
 
@@ -186,7 +187,7 @@ def evaluate_checkpoint(
             "config": config.model_dump(mode="json"),
             "metrics": scores,
         }
-        write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
+        write_atomically(out, to_json(report))
         print(f"\nWritten to {out}")
     return 0
 
@@ -276,7 +277,7 @@ def compare_models(
         results.append(result)
         print(comparison.in_words(result) + "\n", flush=True)
         if out is not None:
-            write_atomically(out, (json.dumps([done.as_dict() for done in results], indent=1) + "\n").encode())
+            write_atomically(out, to_json([done.as_dict() for done in results]))
     differing = [result.neuron for result in results if result.complaints]
     print(
         f"{len(results) - len(differing)} of {len(results)} agree"

@@ -9,17 +9,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..backends import REFERENCE, backend_names, select_backend
 from ..data import VideoDataset, open_dataset
 from ..models import NoSampling, ReverseScheduledSampling, SamplingSchedule, ScheduledSampling, SpikingPredictor
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Bounded, so that float32 holds what is made of them.
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 _FRAME_SHAPES = {"moving_mnist": (1, 64, 64), "digits": (1, 64, 64), "taxibj": (2, 32, 32), "kth": (1, 128, 128)}
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 
 
 class ConfigError(ValueError):
@@ -86,6 +89,9 @@ class ModelConfig(Section):
             raise ValueError(f"hidden: got {list(self.hidden)}, expected multiples of groups = {self.groups}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: got {self.kernel_size}, expected an odd number")
+        if self.backend not in backend_names():
+            known = ", ".join(map(repr, backend_names()))
+            raise ValueError(f"backend: got {self.backend!r}, expected one of {known}")
         return self
 
 
@@ -251,8 +257,11 @@ def open_split(config: Config, split: str) -> VideoDataset:
             **{name: getattr(data, name) for name in own if getattr(data, name) is not None},
         )
     except (ValueError, TypeError, FileNotFoundError) as error:
-        message = str(error)
-        raise ConfigError(f"data.{split}_{message}" if message.startswith("length:") else f"data.{message}") from error
+        argument, colon, rest = str(error).partition(":")
+        option = {"length": f"{split}_length", "image_size": "frame_size"}.get(argument, argument)
+        # What is no option is a file, or all files of a root that has been named.
+        known = option in DataConfig.model_fields
+        raise ConfigError(f"data.{option}{colon}{rest}" if known else str(error)) from error
 
 
 def frame_shape(config: Config) -> tuple[int, int, int]:
@@ -266,6 +275,20 @@ def frame_shape(config: Config) -> tuple[int, int, int]:
         raise ConfigError(f"data.name: got {name!r}, expected one of {', '.join(_FRAME_SHAPES)}")
     channels, height, width = _FRAME_SHAPES[name]
     return (channels, *(config.data.frame_size or (height, width)))
+
+
+def check_backend(config: Config, device: torch.device) -> None:
+    """Whether the model's backend takes tensors of the device.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if config.model.backend == REFERENCE:
+        return
+    try:
+        select_backend(config.model.backend, device)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"model.{error}") from error
 
 
 def build_model(config: Config, frame_shape: Sequence[int]) -> SpikingPredictor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._files import write_atomically
+from .._files import to_json, write_atomically
 from .._version import __version__
 from ..data import VideoDataset, make_loader
 from . import checkpoints
@@ -307,7 +306,7 @@ class Trainer:
         bar.write(
             f"epoch {entry['epoch']}: training loss {entry['training_loss']:.5f}; {entry['validated_on']}: {text}"
         )
-        write_atomically(self.folder / HISTORY_FILE, (json.dumps(self.history, indent=1) + "\n").encode())
+        write_atomically(self.folder / HISTORY_FILE, to_json(self.history))
         if events is not None:
             for name, value in entry["validation"].items():
                 events.add_scalar(f"validation/{name}", value, self.step)
