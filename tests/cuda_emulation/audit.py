@@ -81,12 +81,14 @@ def _classify(name: str, size: int, case: oracle.Case) -> tuple[str, str]:
     """A readable name, and the kind. Arrays of the workspace have numbers only; their sizes give them away."""
     if name.startswith("workspace"):
         neurons, gates = case.neurons, "gradients of the gates"  # together or each pathway by itself
-        known = {
+        sizes = {
             8 * neurons: (gates, "sequence"),
             4 * neurons: (gates, "sequence"),
             neurons // 8: ("spike bits", "sequence"),
-            4 * neurons // case.steps: ("u of the step before", "kept"),
         }
+        known = {**sizes, 4 * neurons // case.steps: ("u of the step before", "kept")}
+        if len(known) == len(sizes):
+            raise ValueError(f"steps: got {case.steps}, of which arrays of different meaning have the same size")
         return known.get(size, (f"{name}, {size:,} bytes", "parameter"))
     return name, "sequence" if name in SEQUENCES else "state" if name in STATES else "parameter"
 
