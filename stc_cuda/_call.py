@@ -181,10 +181,11 @@ def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
     def fire(z: Tensor) -> Tensor:
         spikes = function(z)
-        if not isinstance(spikes, Tensor) or spikes.shape != z.shape:
-            got = f"shape {list(spikes.shape)}" if isinstance(spikes, Tensor) else type(spikes).__name__
+        if not isinstance(spikes, Tensor) or spikes.shape != z.shape or spikes.is_complex():
+            got = f"{spikes.dtype} {list(spikes.shape)}" if isinstance(spikes, Tensor) else type(spikes).__name__
             raise ValueError(
-                f"surrogate: got {got} from the function, expected spikes of the shape {list(z.shape)} that it is given"
+                f"surrogate: got {got} from the function, expected real spikes of the shape {list(z.shape)} of its "
+                "argument"
             )
         return spikes.to(z.dtype)
 

@@ -81,13 +81,15 @@ def runs_on_reference(config: NeuronConfig) -> bool:
     function = config.surrogate_function
     if function is None or config.backend == REFERENCE:
         return config.backend == REFERENCE
+    if config.backend == "auto" and torch.compiler.is_compiling():  # whose graph has no warnings, and no names
+        return True
     name = getattr(function, "__qualname__", type(function).__qualname__)
     if config.backend != "auto":
         raise ValueError(
             f"backend: {config.backend!r} was asked for, and no kernel knows the surrogate {name}; pass "
             "backend='auto' or 'reference' for the slow PyTorch path, or a surrogate by name (stc_cuda.Surrogate)"
         )
-    if not torch.compiler.is_compiling() and name not in _warned_of:  # in this order: Dynamo cannot hash the name
+    if name not in _warned_of:
         _warned_of.add(name)
         warnings.warn(
             f"stc_cuda: no kernel knows the surrogate {name}, so calls with it run on the reference (plain PyTorch, "

@@ -23,7 +23,7 @@ SURROGATE_ALPHA: dict[str, float] = {
 
 
 #: Of float32, in which most states are.
-LARGEST = 3.4e38
+LARGEST = (2 - 2.0**-23) * 2.0**127
 
 
 def _require_finite(name: str, value: object) -> None:

@@ -32,12 +32,13 @@ class Surrogate:
     ``superspike`` has its alpha in front, as in SpikingJelly; ``fast_sigmoid`` is what snnTorch calls so.
 
     Args:
-        name: one of the table; not read when ``function`` is given.
+        name: one of the table; not read where ``function`` is given.
         alpha: steepness (dimensionless); ``None`` is the surrogate's own default, that of the table.
         spiking: ``False`` replaces the Heaviside step by the surrogate's primitive, the smooth step with this
             derivative: formulas in :mod:`stc_cuda.reference.surrogate`.
         function: one's own: takes z and returns spikes of its shape, with whatever gradient autograd has for it. No
-            kernel knows it, so the call runs on the reference, slowly, and warns of that once.
+            kernel knows it, so the call runs on the reference, slowly, and warns of that once. It comes without
+            ``alpha`` and ``spiking``.
     """
 
     name: str = "sigmoid"
@@ -68,8 +69,12 @@ def as_surrogate(surrogate_function: object, argument: str = "surrogate_function
     """
     if isinstance(surrogate_function, Surrogate):
         surrogate = surrogate_function
-        if surrogate.function is not None and not callable(surrogate.function):
-            raise ValueError(f"{argument}: got {surrogate.function!r} as its function, expected a callable")
+        if surrogate.function is not None:
+            if not callable(surrogate.function):
+                raise ValueError(f"{argument}: got {surrogate.function!r} as its function, expected a callable")
+            if surrogate.alpha is not None or not surrogate.spiking:
+                raise ValueError(f"{argument}: got alpha or spiking beside a function, which has its own")
+            return Surrogate(function=surrogate.function)
     elif isinstance(surrogate_function, str):
         surrogate = Surrogate(surrogate_function)
     else:

@@ -665,14 +665,29 @@ def test_a_function_as_surrogate_takes_no_other_options() -> None:
 @pytest.mark.parametrize(
     ("function", "match"),
     [
-        (lambda z: z.sum(), r"surrogate: got shape \[\] from the function, expected spikes of the shape \[2, 3\]"),
+        (lambda z: z.sum(), r"surrogate: got torch\.float32 \[\] from the function, expected real spikes of the shape"),
+        (lambda z: z.to(torch.complex64), r"surrogate: got torch\.complex64 \[2, 3\] from the function"),
         (lambda z: None, r"surrogate: got NoneType from the function"),
         (stc_cuda.Surrogate(function=3), r"surrogate: got 3 as its function, expected a callable"),  # type: ignore[arg-type]
+        (stc_cuda.Surrogate(function=torch.sigmoid, alpha=2.0), r"surrogate: got alpha or spiking beside a function"),
+        (stc_cuda.Surrogate(function=torch.sigmoid, spiking=False), r"surrogate: got alpha or spiking beside"),
     ],
 )
 def test_what_a_function_as_surrogate_returns(function: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         stc_cuda.lif(torch.zeros(1, 2, 3), surrogate=function, backend="reference")
+
+
+def test_the_name_beside_a_function_is_not_read() -> None:
+    given = stc_cuda.Surrogate("none of them", function=lambda z: (z >= 0).to(z.dtype))
+    assert stc_cuda.lif(torch.full((1, 2, 3), 4.0), surrogate=given, backend="reference")[0].all()
+
+
+def test_thresholds_that_no_potential_reaches() -> None:
+    largest = torch.finfo(torch.float32).max
+    spikes, v = stc_cuda.integrate_fire(torch.ones(2, 1, 3), v_threshold=largest, v_reset=-largest)
+    assert not spikes.any()
+    assert torch.equal(v, torch.full((1, 3), 2.0))
 
 
 def test_a_function_may_return_truth_values() -> None:

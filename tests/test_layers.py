@@ -303,6 +303,7 @@ def test_v_seq_is_kept_only_when_asked_for(neuron: str) -> None:
 @pytest.mark.parametrize("neuron", ["lif", "tclif", "stclmh"])
 def test_layers_compile_into_one_graph(neuron: str) -> None:
     made, plain = layer(neuron), layer(neuron)
+    torch.compiler.reset()
     compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
     x = sequence()
     for _ in range(2):  # from zero, and from the state
@@ -318,14 +319,27 @@ def test_layers_compile_into_one_graph(neuron: str) -> None:
             assert error(a.grad, b.grad) <= 1e-6 * size(b.grad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("function", ["function", "lambda", "Function.apply"])
 @pytest.mark.parametrize("neuron", ["lif", "stclif"])
-def test_layers_with_a_function_as_surrogate_compile(neuron: str) -> None:
-    made, plain = (layer(neuron, surrogate_function=fired_with_sigmoid) for _ in range(2))
+def test_layers_with_a_function_as_surrogate_compile(neuron: str, function: str) -> None:
+    given = {"function": fired_with_sigmoid, "lambda": lambda z: fired_with_sigmoid(z), "Function.apply": Fire.apply}
+    made, plain = (layer(neuron, surrogate_function=given[function]) for _ in range(2))
+    torch.compiler.reset()  # or the layers of other tests count towards the limit of graphs
     x = sequence()
     found = torch.compile(made, fullgraph=True, backend="aot_eager")(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.equal(found, plain(x))
+
+
+class Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return (z >= 0).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad / 2
 
 
 def fired_with_sigmoid(z: Tensor) -> Tensor:
@@ -740,6 +754,25 @@ def test_hooks_on_the_convolution_that_is_called_run() -> None:
     assert ran == ["forward", "backward"]
 
 
+class Standardized(torch.nn.Conv2d):
+    """With another forward, of which its weight does not tell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / self.weight.std()
+
+
+def test_parts_that_are_the_same_otherwise_are_read() -> None:
+    made, plain = layer(), layer()
+    made.conv_h[0] = torch.nn.Conv2d(8, 8, 5, padding="same", groups=2, bias=False)
+    made.load_state_dict(plain.state_dict())
+    expected = plain(sequence())
+    assert torch.equal(made(sequence()), expected)
+    halved = torch.nn.utils.parametrize.register_parametrization(plain.conv_h[0], "weight", torch.nn.Identity())
+    plain.reset()
+    assert torch.equal(plain(sequence()), expected)
+    assert halved.weight is not made.conv_h[0].weight
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -752,8 +785,15 @@ def test_hooks_on_the_convolution_that_is_called_run() -> None:
         (lambda m: setattr(m.conv_h[0], "dilation", (2, 2)), r"conv_h\[0\]: got Conv2d\(.*dilation"),
         (lambda m: setattr(m.conv_v[0], "bias", torch.nn.Parameter(torch.ones(8))), r"conv_v\[0\]: .*without bias"),
         (lambda m: m.conv_v.__setitem__(0, torch.nn.Identity()), r"conv_v\[0\]: got Identity"),
+        (lambda m: setattr(m, "conv_h", torch.nn.Identity()), r"conv_h: got Identity\(\), expected a Sequential"),
+        (lambda m: setattr(m, "conv_v", None), r"conv_v: got None, expected a Sequential"),
+        (
+            lambda m: setattr(m.conv_v[0], "__class__", Standardized),
+            r"conv_v\[0\]: got Standardized.*forward of its own",
+        ),
+        (lambda m: setattr(m.conv_h[1], "forward", torch.sigmoid), r"conv_h\[1\]: got GroupNorm.*forward of its own"),
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_parts_that_the_circuit_would_read_as_others_are_refused(
     change: Callable[[stc_cuda.STCLIF], object], match: str

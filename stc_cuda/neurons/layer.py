@@ -256,7 +256,9 @@ class CircuitLayer(NeuronLayer):
         found = []
         for name in ("conv_x", "conv_h", "conv_v"):
             pathway = self._modules[name]
-            assert isinstance(pathway, nn.Sequential)
+            if not _is_plain(pathway, nn.Sequential):
+                raise RuntimeError(f"{name}: got {pathway}, expected a Sequential of a convolution and its norm")
+            assert pathway is not None
             _refuse_hooks(pathway)
             parts = tuple(pathway._modules.values())
             if len(parts) != 2:
@@ -280,29 +282,36 @@ def _refuse_hooks(part: nn.Module) -> None:
         )
 
 
+def _is_plain(part: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether calling the part does what that kind of module does. Parametrized and sharded ones do."""
+    return isinstance(part, kind) and type(part).forward is kind.forward and "forward" not in part.__dict__
+
+
 def _check_convolution(name: str, conv: nn.Module, groups: int) -> None:
     if not (
         isinstance(conv, nn.Conv2d)
+        and _is_plain(conv, nn.Conv2d)
         and conv.bias is None
         and conv.groups == groups
         and conv.stride == conv.dilation == (1, 1)
-        and conv.padding == (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+        and conv.padding in ("same", (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2))
         and conv.padding_mode == "zeros"
     ):
         raise RuntimeError(
             f"{name}[0]: got {conv}, expected a Conv2d of {groups} groups without bias, stride and dilation that keeps "
-            "the map's size: the layer reads its weight and never calls it"
+            "the map's size and has no forward of its own: the layer reads its weight and never calls it"
         )
 
 
 def _check_norm(name: str, norm: nn.Module, config: STCConfig) -> None:
     if not (
         isinstance(norm, nn.GroupNorm)
+        and _is_plain(norm, nn.GroupNorm)
         and norm.affine
         and norm.num_groups == config.resolved_norm_groups
         and norm.eps == config.eps
     ):
         raise RuntimeError(
             f"{name}[1]: got {norm}, expected a GroupNorm of {config.resolved_norm_groups} groups and eps {config.eps} "
-            "with weight and bias: the layer reads these and never calls it"
+            "with weight and bias and no forward of its own: the layer reads these and never calls it"
         )
