@@ -630,6 +630,14 @@ def test_bad_options(change: str, message: str, errors: Callable[[list[str]], st
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_of_another_machine_may_have_a_backend_that_this_one_has_not() -> None:
+    saved = config.change(config.load("digits"), {"model.backend": "another"}).model_dump(mode="json")
+    with pytest.raises(config.ConfigError, match=r"model\.backend: got 'another', expected one of 'auto', 'cpu'"):
+        config.check_backend(config.parse(saved), torch.device("cpu"))
+    config.check_backend(config.change(config.parse(saved), {"model.backend": "cpu"}), torch.device("cpu"))
+    config.check_backend(config.change(config.parse(saved), {"model.backend": "reference"}), torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

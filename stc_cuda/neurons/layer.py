@@ -255,7 +255,7 @@ class CircuitLayer(NeuronLayer):
         """The convolution and the norm of ``conv_x`` and of both pathways, checked to be read as what they are."""
         found = []
         for name in ("conv_x", "conv_h", "conv_v"):
-            pathway = self._modules[name]
+            pathway = self._modules.get(name)
             if not _is_plain(pathway, nn.Sequential):
                 raise RuntimeError(f"{name}: got {pathway}, expected a Sequential of a convolution and its norm")
             assert pathway is not None

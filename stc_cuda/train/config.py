@@ -13,7 +13,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..backends import REFERENCE, backend_names, select_backend
+from ..backends import REFERENCE, select_backend
 from ..data import VideoDataset, open_dataset
 from ..models import NoSampling, ReverseScheduledSampling, SamplingSchedule, ScheduledSampling, SpikingPredictor
 
@@ -89,9 +89,6 @@ class ModelConfig(Section):
             raise ValueError(f"hidden: got {list(self.hidden)}, expected multiples of groups = {self.groups}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: got {self.kernel_size}, expected an odd number")
-        if self.backend not in backend_names():
-            known = ", ".join(map(repr, backend_names()))
-            raise ValueError(f"backend: got {self.backend!r}, expected one of {known}")
         return self
 
 
@@ -278,7 +275,8 @@ def frame_shape(config: Config) -> tuple[int, int, int]:
 
 
 def check_backend(config: Config, device: torch.device) -> None:
-    """Whether the model's backend takes tensors of the device.
+    """Whether the model's backend is one of this build and takes tensors of the device. Not a check of the option
+    itself: a run may have been made on another machine.
 
     Raises:
         ConfigError: it does not.
