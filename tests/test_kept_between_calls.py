@@ -79,6 +79,7 @@ def test_wrong_options_are_refused_after_right_ones() -> None:
 
 def test_a_surrogate_object_may_change() -> None:
     class Sigmoid:
+        __module__ = "spikingjelly.activation_based.surrogate"
         alpha, spiking = 4.0, True
 
         def __call__(self, z: Tensor) -> Tensor:
