@@ -761,16 +761,24 @@ class Standardized(torch.nn.Conv2d):
         return super().forward(x) / self.weight.std()
 
 
+class Negated(torch.nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return -weight
+
+
 def test_parts_that_are_the_same_otherwise_are_read() -> None:
     made, plain = layer(), layer()
     made.conv_h[0] = torch.nn.Conv2d(8, 8, 5, padding="same", groups=2, bias=False)
     made.load_state_dict(plain.state_dict())
     expected = plain(sequence())
     assert torch.equal(made(sequence()), expected)
-    halved = torch.nn.utils.parametrize.register_parametrization(plain.conv_h[0], "weight", torch.nn.Identity())
-    plain.reset()
-    assert torch.equal(plain(sequence()), expected)
-    assert halved.weight is not made.conv_h[0].weight
+    torch.nn.utils.parametrize.register_parametrization(plain.conv_h[0], "weight", Negated())
+    plain.reset(), made.reset()
+    with torch.no_grad():
+        made.conv_h[0].weight.neg_()
+    found = plain(sequence())
+    assert torch.equal(found, made(sequence()))
+    assert not torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

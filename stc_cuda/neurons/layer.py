@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from ..config import NeuronConfig, STCConfig
 from ..spike_conv import SpikeConv2d
 from ..surrogate import as_surrogate
 from .base import SpikingNeuron
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class NeuronLayer(SpikingNeuron):
@@ -258,7 +260,6 @@ class CircuitLayer(NeuronLayer):
             pathway = self._modules.get(name)
             if not _is_plain(pathway, nn.Sequential):
                 raise RuntimeError(f"{name}: got {pathway}, expected a Sequential of a convolution and its norm")
-            assert pathway is not None
             _refuse_hooks(pathway)
             parts = tuple(pathway._modules.values())
             if len(parts) != 2:
@@ -282,15 +283,14 @@ def _refuse_hooks(part: nn.Module) -> None:
         )
 
 
-def _is_plain(part: nn.Module | None, kind: type[nn.Module]) -> bool:
+def _is_plain(part: nn.Module | None, kind: type[Module]) -> TypeGuard[Module]:
     """Whether calling the part does what that kind of module does. Parametrized and sharded ones do."""
     return isinstance(part, kind) and type(part).forward is kind.forward and "forward" not in part.__dict__
 
 
 def _check_convolution(name: str, conv: nn.Module, groups: int) -> None:
     if not (
-        isinstance(conv, nn.Conv2d)
-        and _is_plain(conv, nn.Conv2d)
+        _is_plain(conv, nn.Conv2d)
         and conv.bias is None
         and conv.groups == groups
         and conv.stride == conv.dilation == (1, 1)
@@ -305,8 +305,7 @@ def _check_convolution(name: str, conv: nn.Module, groups: int) -> None:
 
 def _check_norm(name: str, norm: nn.Module, config: STCConfig) -> None:
     if not (
-        isinstance(norm, nn.GroupNorm)
-        and _is_plain(norm, nn.GroupNorm)
+        _is_plain(norm, nn.GroupNorm)
         and norm.affine
         and norm.num_groups == config.resolved_norm_groups
         and norm.eps == config.eps
